@@ -1,0 +1,127 @@
+"""Pools of pictures to cut training crops from: sheets drawn once and kept, and photographs held in memory."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+
+from helpers import surfaces
+from helpers.folders import list_photos
+from helpers.photos import check_size, read_pair
+from helpers.project import atomic_path, data_dir, env_path
+
+# where the seeds of drawn pictures begin; train takes a block of its own for every seed, above the fixed ones
+TEST_SEEDS, VALID_SEEDS, TEXTURE_SEEDS, TRAIN_SEEDS, BLOCK = 0, 100_000, 200_000, 10_000_000, 10_000_000
+IN_MEMORY = 2 * 2**30  # bytes of photographs kept decoded; more are decoded at every access
+
+
+def train_seed(seed, index, sheet=False):
+    """Return the seed of drawn train picture `index`: never one of valid, test, another `seed` or a sheet.
+
+    Raises:
+        ValueError: a negative seed, or an index outside a block of five million.
+    """
+    if seed < 0 or not 0 <= index < BLOCK // 2:
+        raise ValueError(f"wanted a seed of at least 0 and an index below {BLOCK // 2}, got {seed} and {index}")
+    return TRAIN_SEEDS + seed * BLOCK + index + sheet * BLOCK // 2
+
+
+def drawn_pool(count, size=512, seed=0, kinds=None, workers=1):
+    """Draw train sheets of built-in surfaces, once: they are kept in `data/cache` until the drawing code changes.
+
+    Args:
+        count: how many sheets; kinds take turns.
+        size: side of a sheet in pixels (32 to 1024).
+        seed: which sheets; they share no picture with any data set of `open_dataset`.
+        kinds: names from `helpers.surfaces.KINDS`, default all.
+        workers: processes that draw.
+
+    Returns:
+        List of ((size, size, 3) uint8, (size, size) bool), read from disk when touched.
+
+    Raises:
+        ValueError: a count below 1 or above five million, a negative seed.
+    """
+    kinds = tuple(kinds or surfaces.KINDS)
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    jobs = [(kinds[i % len(kinds)], train_seed(seed, i, sheet=True), size) for i in range(count)]
+    stem = f"drawn-{size}-{count}-{seed}-{_drawing_code(kinds)}"
+    paths = [data_dir() / "cache" / f"{stem}-{what}.npy" for what in ("pictures", "masks")]
+    if not all(path.is_file() for path in paths):
+        _draw_sheets(jobs, paths, size, workers)
+    # plain views of the mapped files: np.memmap objects are slow to slice
+    pictures, masks = (np.asarray(np.load(path, mmap_mode="r")) for path in paths)
+    return list(zip(pictures, masks, strict=True))
+
+
+def photo_pool(photos=None, split="train", smallest=64):
+    """Read the photographs of a split, whole, for `Crops`.
+
+    Args:
+        photos: the folder (see `helpers.folders.list_photos`), default `CRACK_PHOTOS`.
+        split: "train", "valid" or "test".
+        smallest: photographs must have at least this many pixels in height and width.
+
+    Returns:
+        Dict from source to a sequence of ((H, W, 3) uint8, (H, W) bool, or None without a mask).
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file and what was wanted; also where no folder is given.
+    """
+    folder = photos or env_path("CRACK_PHOTOS")
+    if folder is None:
+        raise ValueError("wanted a folder of photographs, as photos= or in CRACK_PHOTOS, got none")
+    listed = list_photos(folder, split)
+    sizes = [check_size(photo, smallest) for photo in listed]
+    keep = sum(height * width * 4 for height, width in sizes) <= IN_MEMORY
+    sources = dict.fromkeys(photo.source for photo in listed)
+    pools = {source: _Photographs([photo for photo in listed if photo.source == source]) for source in sources}
+    return {source: list(pool) if keep else pool for source, pool in pools.items()}
+
+
+class _Photographs(Sequence):
+    """Photographs decoded at every access."""
+
+    def __init__(self, photos):
+        self.photos = photos
+
+    def __len__(self):
+        return len(self.photos)
+
+    def __getitem__(self, index):
+        pixels, mask = read_pair(self.photos[index])
+        return to_uint8(pixels), mask if self.photos[index].mask else None
+
+
+def to_uint8(pixels):
+    """Return a picture in [0, 1] as uint8, rounded."""
+    return np.round(pixels * 255).astype(np.uint8)
+
+
+def _draw_sheets(jobs, paths, size, workers):
+    with atomic_path(paths[0]) as first, atomic_path(paths[1]) as second:
+        pictures = np.lib.format.open_memmap(first, "w+", np.uint8, (len(jobs), size, size, 3))
+        masks = np.lib.format.open_memmap(second, "w+", bool, (len(jobs), size, size))
+        with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+            drawn = pool.map(_draw_sheet, jobs, chunksize=4) if pool else map(_draw_sheet, jobs)
+            for i, (picture, mask) in enumerate(drawn):
+                pictures[i], masks[i] = picture, mask
+        pictures.flush()
+        masks.flush()
+
+
+def _draw_sheet(job):
+    picture, mask = surfaces.draw_surface(job[0], job[1], size=job[2])
+    return to_uint8(picture), mask
+
+
+def _drawing_code(kinds):
+    """Hash what decides about the drawings besides the seed: the kinds and the source of the drawing modules."""
+    folder = Path(surfaces.__file__).parent
+    sources = [(folder / f"{name}.py").read_bytes() for name in ("surfaces", "cracks", "textures")
+               if (folder / f"{name}.py").is_file()]
+    return hashlib.sha256(b"".join([*sources, repr(kinds).encode()])).hexdigest()[:12]

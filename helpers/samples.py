@@ -1,0 +1,102 @@
+"""What a sample is, and the noise: Gaussian, clipped, of a known standard deviation.
+
+Noise is Gaussian with standard deviation `sigma` on the 0..255 scale, added to the picture in [0, 1] and clipped to
+[0, 1].
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Sample(NamedTuple):
+    """A clean and a noisy picture, (3, H, W) float32 in [0, 1], with the crack mask (H, W) bool and where it is from.
+
+    `mask` is all False where there is none (`has_mask` False); `photo` is the photograph, `group` the place it shows
+    (one unit of the bootstrap), `source` the data set or the kind of surface, `sigma` the noise on the 0..255 scale.
+    """
+
+    clean: torch.Tensor
+    noisy: torch.Tensor
+    mask: torch.Tensor
+    has_mask: bool
+    name: str
+    photo: str
+    group: str
+    source: str
+    sigma: float
+
+
+class Item(NamedTuple):
+    """What is known of a sample without reading its pixels."""
+
+    name: str
+    photo: str
+    group: str
+    source: str
+    has_mask: bool
+
+
+def add_noise(clean, sigma, generator=None):
+    """Add Gaussian noise and clip to [0, 1].
+
+    Args:
+        clean: torch tensor of any shape, values in [0, 1].
+        sigma: standard deviation on the 0..255 scale, 0 to 255.
+        generator: `torch.Generator` on the device of `clean`, or numpy `Generator`; default torch's global one.
+
+    Returns:
+        Tensor like `clean`.
+
+    Raises:
+        TypeError: `clean` is no floating-point tensor.
+        ValueError: sigma is negative, not finite or above 255.
+
+    >>> noisy = add_noise(torch.full((3, 64, 64), 0.5), sigma=50, generator=torch.Generator().manual_seed(0))
+    >>> round(255 * noisy.std().item())
+    49
+    """
+    if not torch.is_tensor(clean) or not clean.is_floating_point():
+        raise TypeError(f"clean must be a floating-point tensor in [0, 1], got {getattr(clean, 'dtype', type(clean))}")
+    sigma = sigma_range(sigma)[0] if np.ndim(sigma) == 0 else _refuse_sigma(sigma)
+    if isinstance(generator, np.random.Generator):
+        noise = torch.from_numpy(generator.standard_normal(clean.shape, np.float32)).to(clean)
+    else:
+        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
+    return noise.mul_(sigma / 255).add_(clean).clamp_(0, 1)
+
+
+def _refuse_sigma(sigma):
+    raise ValueError(f"sigma must be a number or a (low, high) range with 0 <= low <= high <= 255, got {sigma!r}")
+
+
+def sigma_range(sigma):
+    """Return sigma as (low, high), both the same for a number."""
+    try:
+        low, high = (sigma, sigma) if np.ndim(sigma) == 0 else sigma
+        low, high = float(low), float(high)
+    except (TypeError, ValueError):
+        _refuse_sigma(sigma)
+    if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high <= 255):
+        _refuse_sigma(sigma)
+    return low, high
+
+
+def make_sample(item, picture, mask, sigma, rng):
+    """Make a Sample of a picture (H, W, 3), float32 in [0, 1] or uint8, drawing sigma and noise from `rng`."""
+    low, high = sigma
+    level = low if low == high else rng.uniform(low, high)
+    clean = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32))  # (3, H, W)
+    if picture.dtype == np.uint8:
+        clean /= 255
+    mask = torch.from_numpy(np.array(mask, dtype=bool))
+    noisy = add_noise(clean, level, rng)
+    return Sample(clean, noisy, mask, item.has_mask, item.name, item.photo, item.group, item.source, level)
+
+
+def position(index, length):
+    if not -length <= index < length:
+        raise IndexError(f"index {index} is outside of {length} samples")
+    return int(index) % length
