@@ -18,11 +18,12 @@ from helpers.cracks import draw_cracks
 from helpers.crops import Crops
 from helpers.folders import SPLITS, list_photos
 from helpers.photos import TILE, list_tiles, read_photo, read_tile
-from helpers.pools import TEST_SEEDS, TEXTURE_SEEDS, VALID_SEEDS, drawn_pool, photo_pool, train_seed
+from helpers.pools import TEST_SEEDS, TEXTURE_SEEDS, VALID_SEEDS, drawn_pool, everyday_pool, photo_pool, train_seed
 from helpers.project import env_path
 from helpers.samples import Item, Sample, add_noise, make_sample, position, sigma_range
 
-__all__ = ["Crops", "Item", "Sample", "add_noise", "drawn_pool", "open_dataset", "photo_pool", "read_photo"]
+__all__ = ["Crops", "Item", "Sample", "add_noise", "drawn_pool", "everyday_pool", "open_dataset", "photo_pool",
+           "read_photo"]
 
 DRAWN = {"train": 2000, "valid": 64, "test": 96}  # pictures in the built-in splits
 TEXTURES, TEXTURE_TILES = ("gravel", "brick"), 24  # scikit-image's photographs in the built-in test set
@@ -36,7 +37,8 @@ def open_dataset(split, photos=None, sigma=50, seed=0, length=None):
     Args:
         split: "train", "valid" or "test".
         photos: folder of photographs (layouts: `helpers.folders.list_photos`); default the one in `CRACK_PHOTOS`, and
-            the built-in surfaces where that is not set. Photographs are cut into tiles of 224 x 224.
+            the built-in surfaces where that is not set; False for the built-in ones even where it is. Photographs are
+            cut into tiles of 224 x 224.
         sigma: noise on the 0..255 scale, a number or a (low, high) range, uniform per item.
         seed: of the noise, and of which surfaces are drawn for train. Valid and test surfaces are always the same.
         length: in train the number of samples (default 2000 drawn ones, no picture twice; or every tile once - tiles
@@ -51,9 +53,9 @@ def open_dataset(split, photos=None, sigma=50, seed=0, length=None):
         ValueError: unknown split, impossible sigma, length or seed, a photograph that cannot be used (naming it).
         FileNotFoundError: no such folder or file, or an empty folder.
 
-    >>> dataset = open_dataset("test", photos=None, length=4)  # doctest: +SKIP
-    >>> dataset[0].noisy.shape  # doctest: +SKIP
-    torch.Size([3, 224, 224])
+    >>> dataset = open_dataset("test", photos=False, length=10)
+    >>> dataset[0].noisy.shape, dataset.items[0].source, dataset.items[-1].source
+    (torch.Size([3, 224, 224]), 'asphalt', 'photo-texture')
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -61,8 +63,8 @@ def open_dataset(split, photos=None, sigma=50, seed=0, length=None):
         raise ValueError(f"length must be a whole number of at least 1, got {length!r}")
     if int(seed) != seed or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
-    folder = photos or env_path("CRACK_PHOTOS")
-    if folder is not None:
+    folder = env_path("CRACK_PHOTOS") if photos is None else photos
+    if folder:
         return Photographs(list_tiles(list_photos(folder, split)), split, sigma, seed, length)
     return Surfaces(split, sigma, seed, length)
 
@@ -87,13 +89,15 @@ class _Pictures(Dataset):
         return make_sample(self.items[index], *self.clean(index), self.sigma, rng)
 
 
-def _choose(count, length, split):
-    """Return which of `count` pictures are taken for `length` samples: evenly spread, in train again and again."""
+def _choose(items, length, split):
+    """Return which pictures are taken for `length` samples: spread over the sources, in train again and again."""
+    count = len(items)
     if length is None or length == count or (length > count and split != "train"):
         return range(count)
     if length > count:
         return [i % count for i in range(length)]
-    return [i * count // length for i in range(length)]
+    by_source = sorted(range(count), key=lambda i: (items[i].source, items[i].photo))
+    return sorted(by_source[i * count // length] for i in range(length))
 
 
 class Surfaces(_Pictures):
@@ -101,13 +105,15 @@ class Surfaces(_Pictures):
 
     def __init__(self, split, sigma=50, seed=0, length=None):
         count = length or DRAWN[split] if split == "train" else DRAWN[split]
-        first = train_seed(seed, count - 1) - (count - 1) if split == "train" else VALID_SEEDS if split == "valid" else TEST_SEEDS
+        last = {"train": train_seed(seed, count - 1), "valid": VALID_SEEDS + count - 1, "test": TEST_SEEDS + count - 1}
         kinds = surfaces.KINDS
-        self.drawings = [(kinds[i % len(kinds)], first + i) for i in range(count)]
+        drawings = [(kinds[i % len(kinds)], last[split] - (count - 1) + i) for i in range(count)]
         if split == "test":
-            self.drawings += [(TEXTURES[i % len(TEXTURES)], TEXTURE_SEEDS + i) for i in range(TEXTURE_TILES)]
-        self.drawings = [self.drawings[i] for i in _choose(len(self.drawings), length, split)]
-        super().__init__([_drawn_item(*drawing) for drawing in self.drawings], split, sigma, seed)
+            drawings += [(TEXTURES[i % len(TEXTURES)], TEXTURE_SEEDS + i) for i in range(TEXTURE_TILES)]
+        items = [_drawn_item(*drawing) for drawing in drawings]
+        chosen = _choose(items, length, split)
+        self.drawings = [drawings[i] for i in chosen]
+        super().__init__([items[i] for i in chosen], split, sigma, seed)
 
     def clean(self, index):
         """Draw picture `index` and its mask: (224, 224, 3) float32 in [0, 1] and (224, 224) bool."""
@@ -141,10 +147,11 @@ class Photographs(_Pictures):
     """Tiles of photographs on disk."""
 
     def __init__(self, tiles, split, sigma=50, seed=0, length=None):
-        self.tiles = [tiles[i] for i in _choose(len(tiles), length, split)]
-        self._last = {}
-        super().__init__([Item(tile.name, tile.image.photo, tile.image.group, tile.image.source,
-                               tile.image.mask is not None) for tile in self.tiles], split, sigma, seed)
+        items = [Item(tile.name, tile.image.photo, tile.image.group, tile.image.source, tile.image.mask is not None)
+                 for tile in tiles]
+        chosen = _choose(items, length, split)
+        self.tiles, self._last = [tiles[i] for i in chosen], {}
+        super().__init__([items[i] for i in chosen], split, sigma, seed)
 
     def clean(self, index):
         """Read tile `index`, (224, 224, 3) float32 in [0, 1], and its mask, (224, 224) bool, all False without one."""

@@ -73,9 +73,9 @@ def _from_manifest(folder):
         rows = list(reader)
     photos = []
     for line, row in enumerate(rows, start=2):
-        if not row["path"] or row["split"] not in SPLITS:
-            raise ValueError(f"{table}, line {line}: wanted a path and a split ({', '.join(SPLITS)}), "
-                             f"got {row['path']!r} and {row['split']!r}")
+        if not row["path"] or not row["source"] or row["split"] not in SPLITS:
+            raise ValueError(f"{table}, line {line}: wanted a path, a source and a split ({', '.join(SPLITS)}), "
+                             f"got {row['path']!r}, {row['source']!r} and {row['split']!r}")
         path = folder / row["path"]
         # photographs of two sources may share a number, and must not count as one
         photo = f"{row['source']}-{row['photo'] or path.stem}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 TILE = 224
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm", ".jp2")
@@ -59,18 +59,18 @@ def read_photo(path):
         FileNotFoundError: there is no such file.
         ValueError: not a picture, a broken one, or neither 8 nor 16 bit per channel. The message names the path.
     """
-    image, deep = _open(path)
+    image, deep, orientation = _open(path)
     profile = image.info.get("icc_profile") if image is not None else None
     alpha = None
     if deep:
-        pixels = _turn(_read_deep(path, image), image)
+        pixels = _read_deep(path, image)
         if pixels.shape[2] == 4:
             pixels, alpha = pixels[..., :3], pixels[..., 3]
         if profile:
             eight_bit = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
             pixels = _to_srgb(eight_bit.convert("L") if image.mode.startswith(("I", "L")) else eight_bit, profile, path)
     else:
-        image = _upright(image, path)
+        _load(image, path)
         if image.has_transparency_data:
             shown = image.convert("RGBA")
             alpha = np.asarray(shown.getchannel("A"), np.float32) / 255
@@ -80,7 +80,7 @@ def read_photo(path):
         pixels = _to_srgb(image, profile, path)
     if alpha is not None:
         pixels = pixels * alpha[..., None] + (1 - alpha[..., None])
-    return np.ascontiguousarray(pixels, dtype=np.float32)
+    return np.ascontiguousarray(_turn(pixels, orientation), dtype=np.float32)
 
 
 def read_mask(path):
@@ -92,12 +92,14 @@ def read_mask(path):
     Raises:
         FileNotFoundError, ValueError: as `read_photo`.
     """
-    image, deep = _open(path)
+    image, deep, orientation = _open(path)
     if deep:
-        return np.ascontiguousarray(_turn(_read_deep(path, image), image)[..., :3].mean(axis=2) > 0.5)
-    palette = image.mode in ("P", "PA")
-    grey = np.asarray(_upright(image, path).convert("RGB").convert("L"))
-    return grey > (0 if palette or grey.max(initial=0) <= 1 else 127)
+        mask = _read_deep(path, image)[..., :3].mean(axis=2) > 0.5
+    else:
+        _load(image, path)
+        grey = np.asarray(image.convert("RGB").convert("L"))
+        mask = grey > (0 if image.mode in ("P", "PA") or grey.max(initial=0) <= 1 else 127)
+    return np.ascontiguousarray(_turn(mask, orientation))
 
 
 def read_tile(tile, cache=None):
@@ -130,11 +132,11 @@ def read_pair(photo):
 
 def read_size(path):
     """Return (height, width) as `read_photo` would, from the file's header alone where Pillow knows the format."""
-    image, _ = _open(path)
+    image, _, orientation = _open(path)
     if image is None:
         return _read_deep(path, None).shape[:2]
     width, height = image.size
-    return (width, height) if _orientation(image) >= 5 else (height, width)
+    return (width, height) if orientation >= 5 else (height, width)
 
 
 def list_tiles(photos, size=TILE):
@@ -186,28 +188,26 @@ def _other_size(photo, mask, size):
 
 
 def _open(path):
-    """Return Pillow's lazily opened image (None where only OpenCV may know the format) and whether it is 16 bit."""
+    """Return Pillow's lazily opened image (None where only OpenCV may know it), if it is deep, its EXIF orientation."""
     try:
-        with warnings.catch_warnings():
-            # said once more, as an error that names the file, when the pixels are read
-            warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
-            image = Image.open(path)
+        image = Image.open(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"{path}: no such picture") from error
     except UnidentifiedImageError:
-        return None, True
+        return None, True, 1
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: wanted a picture, could not open it: {error}") from error
-    raw = image.tile[0].args if image.tile else ""
+    raw = image.tile[0][3] if image.tile else ""
     raw = raw[0] if isinstance(raw, tuple) and raw else raw
     deep = "16" in str(raw) or image.mode.startswith(("I", "F"))
-    return image, deep
+    # Pillow would decode a whole PNG to look for EXIF data behind the pixels, where hardly any has it
+    early = image.format != "PNG" or "exif" in image.info
+    return image, deep, image.getexif().get(EXIF_ORIENTATION, 1) if early else 1
 
 
-def _upright(image, path):
+def _load(image, path):
     try:
         image.load()
-        return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: wanted a whole picture, it breaks off or is damaged: {error}") from error
 
@@ -215,7 +215,7 @@ def _upright(image, path):
 def _read_deep(path, image):
     """Read what is deeper than 8 bit with OpenCV, as (H, W, 3 or 4) float32 RGB(A) in [0, 1]."""
     if image is not None:
-        _upright(image, path)  # finds a broken file, where OpenCV may return half of it
+        _load(image, path)  # finds a broken file, where OpenCV may return half of it
     try:  # not cv2.imread, which has no non-ASCII paths on Windows
         pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -231,12 +231,8 @@ def _read_deep(path, image):
     return pixels[..., [2, 1, 0, 3][:pixels.shape[2]]]  # BGR(A) to RGB(A)
 
 
-def _orientation(image):
-    return 1 if image is None else image.getexif().get(EXIF_ORIENTATION, 1)
-
-
-def _turn(pixels, image):
-    return TURNS.get(_orientation(image), np.asarray)(pixels)
+def _turn(pixels, orientation):
+    return TURNS.get(orientation, np.asarray)(pixels)
 
 
 def _to_srgb(image, profile, path):

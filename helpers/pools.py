@@ -7,14 +7,19 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import skimage
+import sklearn
+from matplotlib import cbook
 
 from helpers import surfaces
 from helpers.folders import list_photos
-from helpers.photos import check_size, read_pair
+from helpers.photos import check_size, read_pair, read_photo
 from helpers.project import atomic_path, data_dir, env_path
 
 # where the seeds of drawn pictures begin; train takes a block of its own for every seed, above the fixed ones
 TEST_SEEDS, VALID_SEEDS, TEXTURE_SEEDS, TRAIN_SEEDS, BLOCK = 0, 100_000, 200_000, 10_000_000, 10_000_000
+EVERYDAY = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "moon.png",
+            "motorcycle_left.png", "rocket.jpg")
 IN_MEMORY = 2 * 2**30  # bytes of photographs kept decoded; more are decoded at every access
 
 
@@ -125,3 +130,17 @@ def _drawing_code(kinds):
     sources = [(folder / f"{name}.py").read_bytes() for name in ("surfaces", "cracks", "textures")
                if (folder / f"{name}.py").is_file()]
     return hashlib.sha256(b"".join([*sources, repr(kinds).encode()])).hexdigest()[:12]
+
+
+def everyday_pool():
+    """Read photographs of everyday things that scikit-image, scikit-learn and matplotlib ship, for variety in training.
+
+    None of them is in a test set; scikit-image's `gravel` and `brick` are, and stay out.
+
+    Returns:
+        Dict "everyday" -> list of ((H, W, 3) uint8, None).
+    """
+    shipped = [Path(skimage.__file__).parent / "data" / name for name in EVERYDAY]
+    shipped += sorted((Path(sklearn.__file__).parent / "datasets" / "images").glob("*.jpg"))
+    shipped += [Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))]
+    return {"everyday": [(to_uint8(read_photo(path)), None) for path in shipped if path.is_file()]}

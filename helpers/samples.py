@@ -54,13 +54,15 @@ def add_noise(clean, sigma, generator=None):
         TypeError: `clean` is no floating-point tensor.
         ValueError: sigma is negative, not finite or above 255.
 
-    >>> noisy = add_noise(torch.full((3, 64, 64), 0.5), sigma=50, generator=torch.Generator().manual_seed(0))
+    >>> noisy = add_noise(torch.full((3, 64, 64), 0.5), sigma=20, generator=torch.Generator().manual_seed(0))
     >>> round(255 * noisy.std().item())
-    49
+    20
     """
     if not torch.is_tensor(clean) or not clean.is_floating_point():
         raise TypeError(f"clean must be a floating-point tensor in [0, 1], got {getattr(clean, 'dtype', type(clean))}")
-    sigma = sigma_range(sigma)[0] if np.ndim(sigma) == 0 else _refuse_sigma(sigma)
+    if np.ndim(sigma) != 0:
+        _refuse_sigma(sigma)
+    sigma, _ = sigma_range(sigma)
     if isinstance(generator, np.random.Generator):
         noise = torch.from_numpy(generator.standard_normal(clean.shape, np.float32)).to(clean)
     else:
