@@ -1,0 +1,38 @@
+"""What all tests share: the scripts on the import path, photographs hidden, a browser where there is one."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+# Committed outputs were made without photographs, and so is everything that is compared with them: CRACK_PHOTOS is
+# hidden from the tests and from the kernels they start, and only test_photographs.py gets it back.
+if os.environ.get("CRACK_PHOTOS"):
+    os.environ["TEST_PHOTOS"] = os.path.abspath(os.environ.pop("CRACK_PHOTOS"))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The path of a Chromium or Chrome; the test is skipped where there is none, and fails if REQUIRE_BROWSER=1."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        if path := shutil.which(name):
+            return path
+    if os.environ.get("REQUIRE_BROWSER") == "1":
+        pytest.fail("REQUIRE_BROWSER=1, but no Chromium or Chrome was found on PATH")
+    pytest.skip("no Chromium or Chrome on PATH")
+
+
+@pytest.fixture
+def browser(chromium):
+    """A headless browser of Playwright's, one per test: its event loop must not be there when a notebook starts one."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        yield browser
+        browser.close()
