@@ -1,0 +1,170 @@
+"""Trained denoisers on disk: safetensors plus a JSON card, written in one piece and verified on reading.
+
+Nothing here unpickles. The card of ``unet.safetensors`` is ``unet.json``: architecture, its arguments, data, seed,
+steps, git revision, metrics and the sha256 of the weights.
+"""
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from helpers import models
+from helpers.project import atomic_path, data_dir, write_json
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be trusted: broken, changed, or for another architecture."""
+
+
+def checkpoint_path(name):
+    """Return where checkpoint `name`'s weights are: ``data/checkpoints/``, or ``data/runs/`` for an experiment of this machine."""
+    experiment = data_dir() / "runs" / f"{name}.safetensors"
+    shipped = data_dir() / "checkpoints" / f"{name}.safetensors"
+    return experiment if experiment.is_file() and not shipped.is_file() else shipped
+
+
+def checkpoint_names():
+    """Return the names of the checkpoints that are there, sorted."""
+    return sorted(path.stem for path in (data_dir() / "checkpoints").glob("*.safetensors"))
+
+
+def build(architecture, arguments):
+    """Return an untrained model of class `architecture` in `helpers.models`.
+
+    Raises:
+        CheckpointError: there is no such class, or it does not take these arguments.
+    """
+    kind = getattr(models, architecture, None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
+        raise CheckpointError(f"helpers.models has no denoiser {architecture!r}")
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise CheckpointError(f"{architecture} does not take the arguments {arguments}: {error}") from error
+
+
+def sha256(path):
+    """Return the file's sha256 as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_tensors(tensors, path, metadata=None):
+    """Write a dict of tensors as safetensors through a temporary name; shared storage is copied apart."""
+    with atomic_path(path) as temporary:
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary, metadata)
+
+
+def read_tensors(path):
+    """Return the tensors in a safetensors file.
+
+    Raises:
+        CheckpointError: the file is no readable safetensors file; says which.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def save(model, name, card, half=True, folder="checkpoints"):
+    """Write `model` as checkpoint `name`: the weights, then the card that vouches for them.
+
+    Args:
+        model: a denoiser of `helpers.models`.
+        card: at least "architecture" and "arguments"; what else there is to say of its origin.
+        half: store float16, else as it is.
+        folder: "checkpoints" for what is shipped, "runs" for experiments.
+    """
+    path = data_dir() / folder / f"{name}.safetensors"
+    state = {key: value.half() if half and value.is_floating_point() else value for key, value in model.state_dict().items()}
+    save_tensors(state, path)
+    write_json(path.with_suffix(".json"), {**card, "name": name, "sha256": sha256(path)})
+    return path
+
+
+def read_card(name):
+    """Return the card of checkpoint `name` as a dict.
+
+    Raises:
+        FileNotFoundError: no such checkpoint; lists those there are.
+        CheckpointError: the card is missing or is no JSON with the fields needed.
+    """
+    path = checkpoint_path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {name!r} in data/checkpoints (there: {', '.join(checkpoint_names()) or 'none'})")
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        card["architecture"], card["arguments"], card["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {name!r} needs a card {name}.json with architecture, arguments and sha256: {error!r}") from error
+    return card
+
+
+def load(name):
+    """Return the trained denoiser `name`: float32, on the CPU, in eval mode.
+
+    Raises:
+        FileNotFoundError: no such checkpoint; lists those there are.
+        CheckpointError: the weights differ from the card's sha256, or do not fit the architecture it names.
+    """
+    card, path = read_card(name), checkpoint_path(name)
+    if sha256(path) != card["sha256"]:
+        raise CheckpointError(f"{path.name} is not the file its card describes (sha256 differs): "
+                              f"restore both, or train it again with `make train ONLY={name}`")
+    model = build(card["architecture"], card["arguments"])
+    try:
+        model.load_state_dict({key: value.float() for key, value in read_tensors(path).items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{path.name} does not fit {card['architecture']}({card['arguments']}): {error}") from error
+    return model.eval()
+
+
+class RunState:
+    """A run on disk: weights, their average, AdamW's moments and the history in one safetensors file."""
+
+    def __init__(self, folder, model, average, optimizer):
+        self.folder, self.model, self.average, self.optimizer = Path(folder), model, average, optimizer
+        self.path = self.folder / "state.safetensors"
+
+    def save(self, step, history, best):
+        """Write the state, and `best.safetensors` where the newest score is the best; return the best score."""
+        weights = self.average.module if self.average else self.model
+        score = history[-1].get("psnr", history[-1].get("score"))
+        if score is not None and score > best:
+            best = score
+            save_tensors(weights.state_dict(), self.folder / "best.safetensors", {"step": str(step)})
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        if self.average:
+            tensors |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+        save_tensors(tensors, self.path, {"step": str(step), "best": repr(best), "history": json.dumps(history)})
+        return best
+
+    def restore(self):
+        """Load the state if there is one; return the step it stands at, its history and the best score so far."""
+        if not self.path.is_file():
+            return 0, [], -math.inf
+        tensors = read_tensors(self.path)
+        with safe_open(self.path, "pt") as file:
+            notes = file.metadata()
+
+        def pick(prefix):
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+        self.model.load_state_dict(pick("model."))
+        if self.average:
+            self.average.load_state_dict(pick("average."))
+        entries = defaultdict(dict)
+        for key, value in pick("optimizer.").items():
+            index, name = key.split(".")
+            entries[int(index)][name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(entries)})
+        return int(notes["step"]), json.loads(notes["history"]), float(notes["best"])

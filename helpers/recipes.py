@@ -1,0 +1,56 @@
+"""What each shipped network is and how it was trained: pure data, read by `load_or_train` and ``make train``."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run; a checkpoint's card repeats it.
+
+    Attributes:
+        architecture: class in `helpers.models`.
+        arguments: its keyword arguments.
+        data: "drawn" (built-in surfaces), "photos" (train tiles of CRACK_PHOTOS) or "both".
+        steps: optimizer steps.
+        batch_size: crops per step.
+        crop: side of the square crops in pixels.
+        sigma: noise, standard deviation on the 0..255 scale; a number or a (low, high) range drawn per crop.
+        lr: AdamW's peak learning rate.
+        start: name of the recipe whose weights it starts from, or None.
+        objective: "denoise" (mean squared error) or "segment" (cross entropy against the crack mask).
+        shipped: whether the result belongs in ``data/checkpoints/``; else it is an experiment, kept in ``data/runs/``.
+        seed: of the weights, the crops and the noise.
+    """
+
+    architecture: str
+    arguments: dict = field(default_factory=dict)
+    data: str = "both"
+    steps: int = 4000
+    batch_size: int = 16
+    crop: int = 64
+    sigma: float | tuple = (5, 60)
+    lr: float = 1e-3
+    start: str | None = None
+    objective: str = "denoise"
+    shipped: bool = True
+    seed: int = 0
+
+
+UNET = {"width": 32, "predict": "noise"}
+
+RECIPES = {
+    # Issue of the drawn surfaces: is a network that never saw a photograph nearly as good on photographs?
+    "unet_photos_only": Recipe("UNet", UNET, data="photos", steps=5000, sigma=50, shipped=False),
+    "unet_drawn_only": Recipe("UNet", UNET, data="drawn", steps=5000, sigma=50, shipped=False),
+    # Picture or noise? A quarter of an hour each, decided on validation.
+    "unet_image": Recipe("UNet", {"width": 32, "predict": "image"}, steps=800, shipped=False),
+    "unet_noise": Recipe("UNet", UNET, steps=800, shipped=False),
+    "conv_image": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=800, shipped=False),
+    "conv_noise": Recipe("ConvDAE", {"width": 32, "predict": "noise"}, steps=800, shipped=False),
+    # The checkpoints.
+    "dense": Recipe("DenseDAE", {"bottleneck": 64}, steps=6000, batch_size=64, crop=56),
+    "dense_skip": Recipe("DenseDAE", {"bottleneck": 64, "skip": True}, steps=6000, batch_size=64, crop=56),
+    "conv": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=3000),
+    "unet": Recipe("UNet", UNET, steps=12000, start="unet_photos_only"),
+    "segmenter": Recipe("CrackSegmenter", {"width": 16}, steps=3000, batch_size=8, crop=128, sigma=0, objective="segment"),
+}

@@ -1,0 +1,195 @@
+"""Measure every method on the fixed test sets and write data/results/*.json.
+
+    python scripts/report.py baselines                the built-in test set: drawn surfaces and photo-texture
+    python scripts/report.py photos                   all test tiles of CRACK_PHOTOS
+    python scripts/report.py surfaces                 drawn surfaces against the photographs of CRACK_PHOTOS
+    python scripts/report.py photos --methods bm3d    measure only these now; the full report then finds them done
+
+Each method's figures are kept in data/cache/report/ until the method, its parameters or its weights change, so a report that
+was stopped goes on where it was.
+"""
+
+import argparse
+import hashlib
+import json
+from collections import defaultdict
+from functools import partial
+
+import numpy as np
+import torch
+from helpers.denoise import denoise
+from surface_stats import surface_statistics
+from torch.utils.data import ConcatDataset
+from tqdm import tqdm
+
+from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
+from helpers.data import open_dataset
+from helpers.filters import FILTERS, GRIDS, search
+from helpers.intervals import ratio_of_means
+from helpers.metrics import evaluate_picture, legibility_ap
+from helpers.project import atomic_path, data_dir, env_path, provenance, save_results, write_json
+
+SIGMAS = (15, 25, 50)
+KEPT = ("mse", "ssim", "sharpness", "sharpness_clean", "aligned_numerator", "aligned_denominator", "mse_crack", "mse_rest", "legibility")
+DENOISERS = ("dense", "dense_skip", "conv", "unet", "hybrid_classic", "hybrid")
+
+
+def numpy_picture(tensor):
+    return tensor.permute(1, 2, 0).numpy()
+
+
+def cached(key, measure):
+    """Return what `measure()` gives, kept under `key` (a dict of plain values)."""
+    text = json.dumps(key, sort_keys=True)
+    path = data_dir() / "cache" / "report" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+    if not path.is_file():
+        write_json(path, {"key": key, "value": measure()}, indent=None)
+    return json.loads(path.read_text())["value"]
+
+
+def remembered(function):
+    """Return `function` of a noisy picture with its outputs kept on disk: BM3D takes seconds a picture."""
+    def recall(noisy, sigma, **parameters):
+        path = data_dir() / "cache" / "bm3d" / f"{hashlib.sha256(noisy.tobytes()).hexdigest()[:20]}-{sigma}.npy"
+        if not path.is_file():
+            with atomic_path(path) as temporary:
+                np.save(temporary, function(noisy, sigma, **parameters).astype(np.float16))
+        return np.load(path).astype(np.float32)
+    return recall
+
+
+def chosen_parameters(sigma):
+    """Return each filter's best parameters on validation pictures, drawn and (where there are some) photographs."""
+    photos = env_path("CRACK_PHOTOS")
+    parts = [open_dataset("valid", photos=False, sigma=sigma, length=15)]
+    parts += [open_dataset("valid", photos=photos, sigma=sigma, length=15)] if photos else []
+    samples = ConcatDataset(parts)
+    names = [item.name for part in parts for item in part.items]
+    return {name: cached({"search": name, "grid": GRIDS[name], "sigma": sigma, "pictures": names},
+                         lambda name=name: search(name, list(samples), sigma)[0][1])
+            for name in FILTERS}
+
+
+def methods(sigma, only=None):
+    """Yield (name, key, function of a noisy (H, W, 3) picture) for every filter and every trained denoiser."""
+    yield "noisy", {}, lambda noisy: noisy
+    for name, parameters in chosen_parameters(sigma).items():
+        function = remembered(FILTERS[name]) if name == "bm3d" else FILTERS[name]
+        yield name, parameters, partial(function, sigma=sigma, **parameters)
+    names = [name for name in DENOISERS if name in checkpoint_names()]
+    for name in names:
+        model = load(name)
+        yield name, {"sha256": sha256(checkpoint_path(name))}, lambda noisy, model=model: denoise(model, noisy)
+
+
+def reader():
+    """Return the crack segmenter's probability map of a picture, or None where it is not trained yet."""
+    if "segmenter" not in checkpoint_names():
+        return None, None
+    model = load("segmenter")
+
+    @torch.inference_mode()
+    def read(picture):
+        return torch.sigmoid(model(torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None]))[0, 0].numpy()
+    return read, sha256(checkpoint_path("segmenter"))
+
+
+def measure(samples, function, read, label):
+    """Return {figure: [one value per test picture]} for one method."""
+    columns = defaultdict(list)
+    for sample in tqdm(samples, desc=label, leave=False, mininterval=5):
+        noisy, clean, mask = numpy_picture(sample.noisy), numpy_picture(sample.clean), sample.mask.numpy()
+        denoised = np.asarray(function(noisy), np.float32)
+        row = evaluate_picture(denoised, clean, mask)
+        row["legibility"] = legibility_ap(read(np.clip(denoised, 0, 1)), mask) if read and mask.any() else float("nan")
+        for figure in KEPT:
+            columns[figure].append(float(f"{row[figure]:.5g}"))
+    return dict(columns)
+
+
+def rows_of(method, sigma, items, columns):
+    """Return one row per source and one, "mean", in which the sources weigh equally."""
+    sources = list(dict.fromkeys(item.source for item in items))
+    rows = []
+    for source in sources:
+        here = [i for i, item in enumerate(items) if item.source == source]
+        value = {figure: np.array(columns[figure], float)[here] for figure in columns}
+        rows.append({
+            "method": method, "source": source, "sigma": sigma, "n": len(here), "mse": value["mse"].mean(),
+            "psnr": (-10 * np.log10(value["mse"])).mean(), "ssim": value["ssim"].mean(),
+            "sharpness": ratio_of_means(value["sharpness"], value["sharpness_clean"]),
+            "aligned_sharpness": ratio_of_means(value["aligned_numerator"], value["aligned_denominator"]),
+            "mse_crack": np.nanmean(value["mse_crack"]), "mse_rest": np.nanmean(value["mse_rest"]),
+            "legibility": np.nanmean(value["legibility"]) if np.isfinite(value["legibility"]).any() else np.nan,
+        })
+    figures = [figure for figure in rows[0] if figure not in ("method", "source", "sigma", "n")]
+    mean = {figure: np.mean([row[figure] for row in rows]) for figure in figures}
+    return [*rows, {"method": method, "source": "mean", "sigma": sigma, "n": len(items), **mean}]
+
+
+def report(name, photos, only=None, sigmas=SIGMAS, skip=()):
+    """Measure the test set (built-in, or the photographs in `photos`) at every sigma; write results `name` when complete."""
+    rows, per_item, parameters, items = [], {}, {}, None
+    read, reader_key = reader()
+    for sigma in sigmas:
+        dataset = open_dataset("test", photos=photos, sigma=sigma)
+        items = dataset.items
+        samples = None
+        parameters[sigma] = chosen_parameters(sigma)
+        for method, key, function in methods(sigma, only):
+            if (only and method not in only) or (method, sigma) in skip:
+                continue
+            if samples is None:
+                samples = [dataset[i] for i in range(len(dataset))]
+            full_key = {"method": method, **key, "sigma": sigma, "pictures": [item.name for item in items],
+                        "reader": reader_key, "content": content_key(samples)}
+            columns = cached(full_key, partial(measure, samples, function, read, f"{method} {sigma}"))
+            rows += rows_of(method, sigma, items, columns)
+            per_item[f"{method}|{sigma}"] = columns
+            print(f"{method:14} sigma {sigma:2}  {rows[-1]['psnr']:6.2f} dB  SSIM {rows[-1]['ssim']:.3f}", flush=True)
+    if not only:
+        save_results(name, {**provenance(f"python scripts/report.py {name}", 0), "parameters": parameters,
+                            "rows": rows, "items": [list(item) for item in items], "per_item": per_item})
+
+
+def content_key(samples):
+    """Return a short hash of the clean pictures, so that redrawn surfaces are measured again."""
+    digest = hashlib.sha256()
+    for sample in samples[:: max(1, len(samples) // 20)]:
+        digest.update(np.round(255 * sample.clean.numpy()).astype(np.uint8).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def report_surfaces(photos):
+    """Write results "surfaces": (a) statistics of each kind beside the real sources, (b) drawn-only against photographs-only."""
+    rows = []
+    for name in ("unet_photos_only", "unet_drawn_only"):
+        model, key = load(name), {"method": name, "sha256": sha256(checkpoint_path(name))}
+        dataset = open_dataset("test", photos=photos)
+        samples = [dataset[i] for i in range(len(dataset))]
+        columns = cached({**key, "content": content_key(samples)},
+                         partial(measure, samples, partial(denoise, model), None, name))
+        rows += rows_of(name, 50, dataset.items, columns)
+        print(name, [(row["source"], round(row["psnr"], 2)) for row in rows if row["method"] == name], flush=True)
+    statistics = surface_statistics(photos)
+    save_results("surfaces", {**provenance("python scripts/report.py surfaces", 0), "statistics": statistics, "rows": rows})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("baselines", "photos", "surfaces"))
+    parser.add_argument("--methods", nargs="+", help="measure only these now; nothing is written to data/results")
+    options = parser.parse_args()
+    photos = env_path("CRACK_PHOTOS")
+    if options.what != "baselines" and not photos:
+        parser.error("set CRACK_PHOTOS to a folder of photographs")
+    if options.what == "surfaces":
+        report_surfaces(photos)
+    elif options.what == "photos":
+        report("photos", photos, options.methods)
+    else:  # BM3D takes an hour on the built-in set; sigma 50 answers the question
+        report("baselines", False, options.methods, skip={("bm3d", 15), ("bm3d", 25)})
+
+
+if __name__ == "__main__":
+    main()
