@@ -102,11 +102,11 @@ def paired_bootstrap(a, b, group=None, photo=None, source=None, resamples=2000, 
         here = sources == s
         name = f" ({as_numpy(source)[here.argmax()]})" if sources.max() else ""
         n_groups, n_photos = len(np.unique(groups[here])), len(np.unique(photos[here]))
-        unit = groups if n_groups >= 8 else photos
+        unit, words = (groups, "groups") if n_groups >= 8 else (photos, f"photographs, within this site{name}")
         if n_photos < 5:
             notes.append(f"no interval: {n_photos} photographs, fewer than 5{name}")
         else:
-            notes.append("groups" if n_groups >= 8 else f"photographs, within this site{name}")
+            notes.append(words)
             unit = np.unique(unit[here], return_inverse=True)[1]
             draws.append(_two_stage_means(difference[here], unit, resamples, rng))
         means.append(difference[here].mean())

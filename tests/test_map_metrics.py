@@ -220,7 +220,7 @@ def test_the_interval_covers_the_truth():
 
 def test_two_stages_have_the_variance_of_theory():
     """Equal groups: variance of the mean = variance of group means / G + mean variance within / (G n)."""
-    values = np.random.default_rng(0).normal(size=(10, 4)) + np.arange(10)[:, None]
+    values = np.random.default_rng(0).normal(size=(10, 4)) + 0.1 * np.arange(10)[:, None]
     group = np.repeat(np.arange(10), 4)
     interval = paired_bootstrap(values.ravel(), np.zeros(40), group, resamples=20000, level=0.6827)
     theory = math.sqrt(values.mean(1).var() / 10 + values.var(1).mean() / 40)

@@ -74,6 +74,19 @@ def test_ssim_is_the_published_formula_on_a_constant_pair():
     assert M.ssim(b, a) == pytest.approx((2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4), rel=1e-4)
 
 
+def test_ssim_equals_the_published_formula():
+    a, b = random_picture(0).astype(float), random_picture(1).astype(float)
+
+    def blur(x):
+        return ndimage.gaussian_filter(x, (1.5, 1.5, 0), truncate=3.5)  # 11 x 11
+
+    variances = blur(a * a) - blur(a) ** 2 + blur(b * b) - blur(b) ** 2
+    covariance = blur(a * b) - blur(a) * blur(b)
+    ratio = (2 * blur(a) * blur(b) + 1e-4) * (2 * covariance + 9e-4)
+    ratio /= (blur(a) ** 2 + blur(b) ** 2 + 1e-4) * (variances + 9e-4)
+    assert M.ssim(b, a) == pytest.approx(ratio[5:-5, 5:-5].mean(), abs=1e-5)
+
+
 def test_torch_and_numpy_give_the_same():
     clean, output = random_picture(0, 32, 40), random_picture(1, 32, 40)
     mask = np.zeros((32, 40), bool)
@@ -126,7 +139,7 @@ def test_orthogonal_residual_adds_up_and_is_orthogonal():
     assert octaves.ratio.shape == (5,)
 
 
-@pytest.mark.parametrize("octave, period", [(0, 3), (1, 6), (2, 12), (3, 24)])
+@pytest.mark.parametrize("octave, period", [(0, 3), (1, 4), (1, 6), (2, 12), (3, 24)])
 def test_orthogonal_residual_finds_the_octave(octave, period):
     clean = texture(192)
     ripple = 0.1 * np.cos(2 * np.pi * (np.arange(192) + 0.5) / period).astype(np.float32)
@@ -151,6 +164,27 @@ def test_checkerboard_index_rises_at_its_own_period_only(period, kind):
     # a modulated pattern carries the picture's own frequencies to the other axis, so there a little rises everywhere
     spill = 0.5 if kind == "modulated" else 0.1
     assert all(value < spill * index[period] for other, value in index.items() if other != period)
+
+
+def slow_lattice(picture, period):
+    """The index of one square picture whose side is a multiple of the period, bin by bin."""
+    side, total = len(picture), 0.0
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(side) / side)
+    energy = np.zeros((side, side))
+    for channel in np.moveaxis(picture.astype(float), -1, 0):
+        energy += np.abs(np.fft.fft2((channel - channel.mean()) * np.outer(hann, hann))) ** 2
+    for axis in (energy, energy.T):
+        line = [math.log(sum(axis[k, 1:])) for k in range(side)]
+        k = side // period
+        total += line[k] - sum(line[(k + step) % side] for step in (-3, -2, 2, 3)) / 4
+    return total / 2
+
+
+@pytest.mark.parametrize("period", [2, 4, 8])
+def test_checkerboard_index_equals_its_definition(period):
+    clean, output = texture(48), np.clip(texture(48) + 0.1 * random_picture(0, 48, 48), 0, 1)
+    wanted = slow_lattice(output, period) - slow_lattice(clean, period)
+    assert M.checkerboard_index(output, clean)[period] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_checkerboard_index_needs_room():
