@@ -188,7 +188,7 @@ def _other_size(photo, mask, size):
 
 
 def _open(path):
-    """Return Pillow's lazily opened image (None where only OpenCV may know it), if it is deep, its EXIF orientation."""
+    """Return Pillow's unread image (None if it knows none), whether OpenCV must read it, how its pixels are turned."""
     try:
         image = Image.open(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -202,7 +202,10 @@ def _open(path):
     deep = "16" in str(raw) or image.mode.startswith(("I", "F"))
     # Pillow would decode a whole PNG to look for EXIF data behind the pixels, where hardly any has it
     early = image.format != "PNG" or "exif" in image.info
-    return image, deep, image.getexif().get(EXIF_ORIENTATION, 1) if early else 1
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1) if early else 1
+    if image.format == "TIFF":  # OpenCV turns it, Pillow scrambles the ones on their side
+        return image, deep or orientation != 1, 1
+    return image, deep, orientation
 
 
 def _load(image, path):
@@ -213,7 +216,7 @@ def _load(image, path):
 
 
 def _read_deep(path, image):
-    """Read what is deeper than 8 bit with OpenCV, as (H, W, 3 or 4) float32 RGB(A) in [0, 1]."""
+    """Read with OpenCV what is deeper than 8 bit, as (H, W, 3 or 4) float32 RGB(A) in [0, 1]."""
     if image is not None:
         _load(image, path)  # finds a broken file, where OpenCV may return half of it
     try:  # not cv2.imread, which has no non-ASCII paths on Windows
