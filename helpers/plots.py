@@ -1,0 +1,152 @@
+"""The figures that the notebooks share: pictures in one order and one range, and results with their sources apart."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Markdown
+from matplotlib.patches import Rectangle
+
+from helpers.metrics import as_picture, psnr, ssim
+
+# Okabe and Ito's colours: apart for colour-blind readers too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+
+
+def crack_inset(mask, side=56):
+    """Return (y, x, side): the square window of a mask (H, W) that holds the most crack, the middle where there is none."""
+    height, width = mask.shape
+    side = min(side, height, width)
+    if not mask.any():
+        return (height - side) // 2, (width - side) // 2, side
+    area = np.pad(np.cumsum(np.cumsum(mask, 0), 1), ((1, 0), (1, 0)))  # (H + 1, W + 1) integral picture
+    sums = area[side:, side:] - area[:-side, side:] - area[side:, :-side] + area[:-side, :-side]
+    y, x = np.unravel_index(int(sums.argmax()), sums.shape)
+    return int(y), int(x), side
+
+
+def show_images(pictures, titles=None, columns=None, inset=None, size=2.3, cmap=None, suptitle=None):
+    """Show pictures in a grid.
+
+    Args:
+        pictures: list of numpy (H, W, 3), torch (3, H, W) or (H, W) arrays; values outside [0, 1] are clipped.
+        titles: one line or two per picture.
+        columns: pictures per row, all in one row where None.
+        inset: (y, x, side) of a window drawn enlarged in each picture's lower right corner.
+        size: inches per picture.
+        cmap: colour map of the (H, W) arrays, grey where None.
+        suptitle: title of the whole figure.
+
+    Returns:
+        The matplotlib figure.
+    """
+    columns = columns or len(pictures)
+    rows = -(-len(pictures) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.35) * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, title in zip(axes.flat, pictures, titles or [""] * len(pictures), strict=False):
+        flat = getattr(picture, "ndim", 3) == 2
+        picture = np.asarray(picture, float) if flat else as_picture(picture, clip=True)
+        options = {"cmap": cmap or "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+        axis.imshow(picture, **options)
+        axis.set_title(title, fontsize=9)
+        if inset:
+            _draw_inset(axis, picture, inset, options)
+    if suptitle:
+        figure.suptitle(suptitle, fontsize=10)
+    return figure
+
+
+def _draw_inset(axis, picture, inset, options):
+    y, x, side = inset
+    axis.add_patch(Rectangle((x - 0.5, y - 0.5), side, side, fill=False, edgecolor="white", linewidth=0.8))
+    window = axis.inset_axes([0.53, 0.0, 0.47, 0.47])
+    window.imshow(picture[y : y + side, x : x + side], **options)
+    window.set(xticks=[], yticks=[])
+    for edge in window.spines.values():
+        edge.set(color="white", linewidth=1.2)
+
+
+def score_title(name, denoised, clean):
+    """Return "name, then PSNR and SSIM", the title that every output carries."""
+    return f"{name}\n{psnr(denoised, clean):.1f} dB · SSIM {ssim(denoised, clean):.2f}"
+
+
+def show_outputs(sample, outputs, errors=(), columns=None, size=2.3):
+    """Show clean, noisy and every output of one Sample, with scores, the crack enlarged, and errors where wanted.
+
+    Args:
+        sample: a `Sample`.
+        outputs: dict from name to denoised picture.
+        errors: names of outputs whose error (5 times enlarged around mid grey) is shown too.
+    """
+    pictures, titles = [sample.clean, sample.noisy], ["clean", score_title(f"noisy, σ = {sample.sigma:.0f}/255", sample.noisy, sample.clean)]
+    for name, denoised in outputs.items():
+        pictures.append(denoised)
+        titles.append(score_title(name, denoised, sample.clean))
+    clean = as_picture(sample.clean)
+    for name in errors:
+        pictures.append(0.5 + 5 * (as_picture(outputs[name], clip=True) - clean))
+        titles.append(f"error of {name}\n× 5 around mid grey")
+    return show_images(pictures, titles, columns=columns, inset=crack_inset(sample.mask.numpy()), size=size)
+
+
+def table(rows, columns, digits=2):
+    """Return rows (dicts) as a Markdown table; `columns` maps a row's key to the heading. Missing values show as a dash."""
+    def cell(value):
+        if value is None or (isinstance(value, float) and not np.isfinite(value)):
+            return "–"
+        return f"{value:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(cell(row.get(key)) for key in columns) + " |" for row in rows]
+    return Markdown("\n".join(lines))
+
+
+def pivot(rows, figure="psnr", sigma=50):
+    """Return one dict per method with `figure` of each source and of their mean, the best mean last."""
+    methods = {}
+    for row in rows:
+        if row["sigma"] == sigma:
+            methods.setdefault(row["method"], {"method": row["method"]})[row["source"]] = row[figure]
+    return sorted(methods.values(), key=lambda line: line["mean"])
+
+
+def show_results(rows, figure="psnr", sigma=50, label="PSNR in dB", title=None, axis=None):
+    """Show `figure` of every method as dots, one colour and marker per source, the mean of sources as a bar.
+
+    Args:
+        rows: the "rows" of a results file.
+        axis: where to draw; a new figure where None.
+
+    Returns:
+        The matplotlib axis.
+    """
+    lines = pivot(rows, figure, sigma)
+    sources = [source for source in lines[0] if source not in ("method", "mean")]
+    if axis is None:
+        _, axis = plt.subplots(figsize=(7.5, 0.32 * len(lines) + 1.1), layout="constrained")
+    positions = np.arange(len(lines))
+    axis.barh(positions, [line["mean"] for line in lines], color="#DDDDDD", label="mean of sources", height=0.7)
+    for colour, marker, source in zip(COLOURS, "os^Dvp*X", sources, strict=False):
+        axis.plot([line[source] for line in lines], positions, marker, color=colour, label=source, markersize=5)
+    axis.set_yticks(positions, [line["method"] for line in lines])
+    values = [line[source] for line in lines for source in (*sources, "mean")]
+    pad = 0.05 * (max(values) - min(values))
+    axis.set(xlabel=label, xlim=(min(values) - pad, max(values) + pad), title=title or f"σ = {sigma}/255")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, loc="lower right")
+    return axis
+
+
+def show_history(history, figure="psnr", label="PSNR on validation in dB", axis=None):
+    """Show a training's history: `figure` against seconds, the training loss in grey on its own axis."""
+    if axis is None:
+        _, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    seconds = [line["seconds"] for line in history]
+    axis.plot(seconds, [line[figure] for line in history], "o-", color=COLOURS[0], markersize=4)
+    axis.set(xlabel="seconds of training", ylabel=label)
+    axis.spines["top"].set_visible(False)
+    loss = axis.twinx()
+    loss.plot(seconds, [line["loss"] for line in history], color=COLOURS[7], linewidth=1)
+    loss.set_ylabel("training loss", color=COLOURS[7])
+    loss.spines["top"].set_visible(False)
+    return axis
