@@ -45,9 +45,9 @@ class Tile(NamedTuple):
 def read_photo(path):
     """Read one photograph as sRGB, the way a viewer would show it.
 
-    8 and 16 bit, grey, palette and CMYK; transparency is laid on white, the EXIF orientation applied and an embedded
-    colour profile converted to sRGB (at 8 bit). Of several frames the first. 16 bit goes through OpenCV, because
-    Pillow keeps 8 bit of colour.
+    8 and 16 bit, grey, palette and CMYK; transparency is laid on white, the EXIF orientation applied (in a PNG where it
+    stands before the pixels) and an embedded colour profile converted to sRGB (at 8 bit). Of several frames the first.
+    16 bit goes through OpenCV, because Pillow keeps 8 bit of colour.
 
     Args:
         path: the file (str or Path).
@@ -135,7 +135,8 @@ def read_size(path):
     image, _, orientation = _open(path)
     if image is None:
         return _read_deep(path, None).shape[:2]
-    width, height = image.size
+    with image:
+        width, height = image.size
     return (width, height) if orientation >= 5 else (height, width)
 
 
