@@ -1,0 +1,241 @@
+"""Loss terms that compare two pictures beside the mean squared error: sharp windows, spectra, wavelets.
+
+`helpers.losses` has them all under one name, with the weights from activation maps and the combination of terms.
+
+Every term is called as ``loss(denoised, clean)`` with pictures (B, C, H, W) of any size, in [0, 1], and gives a scalar:
+zero where both are equal, computed in float32 (also inside autocast; float64 stays), on the pictures' own device and
+without any cache. Gradients flow to `denoised` only. A NaN or an infinity in a picture makes the value NaN (on which
+`helpers.training.fit` stops) and all gradients zero, never NaN.
+
+Scales: ``"matched"`` is the mean per pair, coefficient or pixel times the term's constant in `MATCHED`; ``"original"``
+replicates the original experiments (sums per window, unnormalised spectra, divided by 1000); a number takes the
+constant's place.
+"""
+
+import math
+
+import ptwt
+import pywt
+import torch
+from torch import nn
+from torch.nn.functional import avg_pool2d
+
+# What makes a term's gradient (norm with respect to the output) as long as MSE's: printed by
+# `python scripts/match_losses.py`. Provisional: from validation pictures blurred with sigma 1.5 in place of an MSE
+# denoiser's output; `python scripts/match_losses.py --checkpoint hybrid` makes the final ones.
+MATCHED = {
+    "regional_sorted": 1.0, "regional_aligned": 1.0, "regional_pixel": 1.0,
+    "frequency": 1.0, "frequency_hf": 1.0, "frequency_phase": 1.0,
+    "wavelet": 1.0, "cam": 1.0, "charbonnier": 1.0, "ms_ssim": 1.0,
+}  # fmt: skip
+
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (down, right) of a pixel: right, below, both diagonals
+
+
+class Term(nn.Module):
+    """What all terms share: checks, float32, NaN, scale. A subclass gives `key` in `MATCHED` and ``value``."""
+
+    key = None
+
+    def __init__(self, scale="matched"):
+        super().__init__()
+        number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+        if scale not in ("matched", "original") and not (number and 0 < scale < math.inf):
+            raise ValueError(f'scale must be "matched", "original" or a positive number, got {scale!r}')
+        self.scale = scale
+
+    @property
+    def original(self):
+        return self.scale == "original"
+
+    @property
+    def factor(self):
+        """The constant that multiplies the mean; 1 on the original scale, which has no constant."""
+        return {"matched": MATCHED[self.key], "original": 1.0}.get(self.scale, self.scale)
+
+    def forward(self, denoised, clean, **context):
+        if denoised.ndim != 4 or denoised.shape != clean.shape or not denoised.numel():
+            raise ValueError("denoised and clean must be pictures of one shape (B, C, H, W), "
+                             f"got {tuple(denoised.shape)} and {tuple(clean.shape)}")
+        with torch.autocast(denoised.device.type, enabled=False):
+            denoised, clean = (x if x.dtype == torch.float64 else x.float() for x in (denoised, clean.detach()))
+            # A sum is finite only if all its values are; zeros in their place keep the backward pass free of NaN.
+            finite = torch.isfinite(denoised.detach().sum() + clean.sum())
+            denoised, clean = torch.where(finite, denoised, 0.0), torch.where(finite, clean, 0.0)
+            value = self.factor * self.value(denoised, clean, **context)
+            return torch.where(finite, value, math.nan)
+
+
+def neighbour_difference(pictures, down, right):
+    """Return the differences of (B, C, H, W) to the neighbour at (`down`, `right`): (B, C, H - down, W - |right|)."""
+    height, width = pictures.shape[-2] - down, pictures.shape[-1] - abs(right)
+    left = max(-right, 0)
+    there = pictures[..., down:, left + right:left + right + width]
+    return there - pictures[..., :height, left:left + width]
+
+
+def _extents(height, width):
+    """Return how many pairs of each direction lie wholly inside height x width, directions without any left out."""
+    extents = [((down, right), (height - down, width - abs(right))) for down, right in NEIGHBOURS]
+    return [(direction, extent) for direction, extent in extents if min(extent) > 0]
+
+
+def _pairs(height, width):
+    return sum(math.prod(extent) for _, extent in _extents(height, width))
+
+
+def window_scores(pictures, window=32, step=None):
+    """Return the sharpness of windows: the mean absolute difference of all neighbours wholly inside, over channels too.
+
+    The difference maps of the whole picture are averaged over each window's pairs, window - 1 long in the direction of
+    the difference: no window is ever copied.
+
+    Args:
+        pictures: (B, C, H, W), [0, 1].
+        window: side in pixels; a picture that is smaller is one window in that direction.
+        step: pixels between windows, half a window where None. Only windows wholly inside the picture count.
+
+    Returns:
+        (B, rows, columns), [0, 1]; zero for a window without pairs (a picture of one pixel).
+
+    Example:
+        >>> window_scores(torch.eye(64).expand(1, 3, 64, 64)).shape
+        torch.Size([1, 3, 3])
+    """
+    height, width = (min(window, side) for side in pictures.shape[-2:])
+    if height * width == 1:
+        return pictures.mean(1) * 0
+    total = 0
+    for direction, extent in _extents(height, width):
+        strength = neighbour_difference(pictures, *direction).abs().mean(1)  # (B, H - down, W - |right|)
+        total = total + avg_pool2d(strength, extent, step or max(window // 2, 1), divisor_override=1)
+    return total / _pairs(height, width)
+
+
+class RegionalSharpnessLoss(Term):
+    """Are the windows of the output as sharp as the clean picture's?
+
+    Args:
+        window: side of a window in pixels (at least 2); pictures that are smaller are one window.
+        step: pixels between windows, half a window where None.
+        match: "sorted" (the original): the scores of each picture, largest first, are compared rank by rank;
+            "aligned": window by window; "pixel": no windows, the signed differences of neighbours are compared pair by
+            pair, over the whole picture. Neither of the first two says *where* in a window, "sorted" not even in which.
+        scale: see the module. On the original scale a score is the sum over a window's pairs, divided by 1000.
+
+    Example:
+        >>> clean = torch.rand(1, 3, 64, 64)
+        >>> loss = RegionalSharpnessLoss(match="sorted")
+        >>> bool(loss(clean.flip(-1), clean) < 1e-6), bool(loss(clean / 2, clean) > 0.1)
+        (True, True)
+    """
+
+    def __init__(self, window=32, step=None, match="sorted", scale="matched"):
+        super().__init__(scale)
+        if match not in ("sorted", "aligned", "pixel"):
+            raise ValueError(f'match must be "sorted", "aligned" or "pixel", got {match!r}')
+        if window < 2 or (step is not None and step < 1):
+            raise ValueError(f"window must be at least 2 pixels and step at least 1, got {window} and {step}")
+        self.window, self.step, self.match, self.key = window, step, match, f"regional_{match}"
+
+    def value(self, denoised, clean):
+        height, width = denoised.shape[-2:]
+        scale = _pairs(min(self.window, height), min(self.window, width)) / 1000 if self.original else 1.0
+        if self.match == "pixel":
+            error = denoised - clean  # differences are linear: those of the error are the errors of the differences
+            if height * width == 1:
+                return error.sum() * 0
+            extents = _extents(height, width)
+            total = sum(neighbour_difference(error, *direction).abs().sum() for direction, _ in extents)
+            return scale * total / (_pairs(height, width) * error.shape[0] * error.shape[1])
+        scores, wanted = (window_scores(x, self.window, self.step).flatten(1) for x in (denoised, clean))
+        if self.match == "sorted":
+            scores, wanted = (x.sort(dim=1, descending=True).values for x in (scores, wanted))
+        return scale * (scores - wanted).abs().mean()
+
+
+class FrequencyLoss(Term):
+    """Mean absolute difference of the magnitudes of the 2-D Fourier transforms, per channel.
+
+    Magnitudes do not say where an edge is: a shifted picture (cyclically) costs nothing.
+
+    Args:
+        high_freq_weight: k of the weight 1 + k * d / d_max, d the distance from the zero frequency in cycles per pixel.
+        phase: compare the complex coefficients instead, |F(denoised) - F(clean)|: this one says where.
+        scale: see the module. The original scale is the unnormalised transform, divided by 1000.
+
+    Example:
+        >>> clean = torch.rand(1, 3, 15, 20)
+        >>> shifted = clean.roll(5, -1)
+        >>> bool(FrequencyLoss()(shifted, clean) < 1e-5), bool(FrequencyLoss(phase=True)(shifted, clean) > 0.1)
+        (True, True)
+    """
+
+    def __init__(self, high_freq_weight=0.0, phase=False, scale="matched"):
+        super().__init__(scale)
+        if not 0 <= high_freq_weight < math.inf:
+            raise ValueError(f"high_freq_weight must be 0 or more, got {high_freq_weight}")
+        self.high_freq_weight, self.phase = float(high_freq_weight), bool(phase)
+        self.key = "frequency_phase" if phase else "frequency_hf" if high_freq_weight else "frequency"
+
+    def weights(self, height, width, device=None):
+        """Return the weights (H, W // 2 + 1) of the half that rfft2 gives, made anew for each size."""
+        rows = torch.fft.fftfreq(height, device=device)[:, None]
+        columns = torch.fft.rfftfreq(width, device=device)[None]
+        distance = torch.hypot(rows, columns)
+        return 1 + self.high_freq_weight * distance / distance.max().clamp(min=1e-12)  # one pixel: d = d_max = 0
+
+    def value(self, denoised, clean):
+        height, width = denoised.shape[-2:]
+        norm = "backward" if self.original else "ortho"
+        if self.phase:
+            difference = torch.fft.rfft2(denoised - clean, norm=norm).abs()  # (B, C, H, W // 2 + 1)
+        else:
+            difference = (torch.fft.rfft2(denoised, norm=norm).abs() - torch.fft.rfft2(clean, norm=norm).abs()).abs()
+        # A real picture's spectrum is mirrored: all columns but the first and, in even widths, the last count twice.
+        counts = torch.full((width // 2 + 1,), 2.0, device=denoised.device)
+        counts[0] = 1
+        if width % 2 == 0:
+            counts[-1] = 1
+        weights = self.weights(height, width, denoised.device) * counts
+        mean = (difference * weights).sum((-2, -1)).mean() / (height * width)
+        return mean / 1000 if self.original else mean
+
+
+class WaveletLoss(Term):
+    """Mean absolute difference of the wavelet detail coefficients: which scale, and where. On `ptwt`.
+
+    Args:
+        wavelet: name of an orthogonal wavelet of pywt.
+        levels: number of scales; fewer where the picture is too small for them, always at least one.
+        level_weights: one weight per level, the **finest first**; all 1 where None. A level's mean over its three bands
+            is weighted, so that coarse levels count although they have fewer coefficients.
+        scale: see the module. The original had no wavelet term; "original" is its manner: the sum over a channel's
+            coefficients, divided by 1000.
+
+    Example:
+        >>> clean = torch.rand(1, 3, 32, 32)
+        >>> bool(WaveletLoss()(clean + 0.1, clean) < 1e-6)  # a change of brightness is no detail
+        True
+    """
+
+    key = "wavelet"
+
+    def __init__(self, wavelet="db2", levels=3, level_weights=None, scale="matched"):
+        super().__init__(scale)
+        weights = [1.0] * levels if level_weights is None else [float(weight) for weight in level_weights]
+        if levels < 1 or len(weights) != levels or min(weights) < 0 or not any(weights):
+            raise ValueError("levels must be at least 1, with one weight each, none negative and not all 0; "
+                             f"got levels={levels}, level_weights={level_weights}")
+        self.wavelet, self.levels, self.level_weights = pywt.Wavelet(wavelet), levels, weights
+
+    def value(self, denoised, clean):
+        levels = min(self.levels, max(1, pywt.dwt_max_level(min(denoised.shape[-2:]), self.wavelet)))
+        error = (denoised - clean).flatten(0, 1)  # (B * C, H, W); the transform is linear
+        _, *details = ptwt.wavedec2(error, self.wavelet, mode="symmetric", level=levels)
+        details = [torch.stack(bands).abs() for bands in reversed(details)]  # (3, B * C, h, w), the finest first
+        if self.original:
+            parts = [bands.sum() / (1000 * len(error)) for bands in details]
+        else:
+            parts = [bands.mean() / max(sum(self.level_weights[:levels]), 1e-12) for bands in details]
+        return sum(weight * part for weight, part in zip(self.level_weights, parts, strict=False))
