@@ -8,7 +8,7 @@ darkness alone does not give a crack away.
 import cv2
 import numpy as np
 
-from helpers.textures import SHIFT, noise, smooth_noise
+from helpers.textures import SHIFT, displace, noise, own_stream, smooth_noise
 
 __all__ = ["draw_cracks", "draw_distractors", "draw_line", "wander"]
 
@@ -39,7 +39,7 @@ def wander(rng, length, rough, smallest=3.0, step=1.5):
 def _path(rng, size, start, angle, length, rough, smallest):
     """(N, 2) points from ``start`` in direction ``angle``, wandering."""
     side = wander(rng, length, rough, smallest)
-    side = side - np.linspace(side[0], side[0], len(side))
+    side = side - side[0]
     t = np.arange(len(side)) * 1.5
     direction, normal = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
     return start + t[:, None] * direction + side[:, None] * normal
@@ -63,9 +63,11 @@ def draw_line(canvas, path, width, left=0.0, right=0.0, value=255):
         cv2.fillConvexPoly(canvas, quad, value, cv2.LINE_8, SHIFT)
 
 
-def _one_crack(rng, canvas, size, path, width, crumble, ends, scale):
+def _one_crack(rng, canvas, path, width, crumble, ends, scale):
     """Draw one crack (all in pixels of the canvas, which is ``scale`` times the picture)."""
     n = len(path)
+    if n < 3:
+        return
     t = np.linspace(0, 1, n)
     taper = np.ones(n)
     if ends[0]:
@@ -74,10 +76,9 @@ def _one_crack(rng, canvas, size, path, width, crumble, ends, scale):
         taper *= np.clip((1 - t) / rng.uniform(0.2, 0.8), 0, 1) ** 0.7
     length = (n - 1) * 1.5
     swell = np.exp(np.clip(0.9 * wander(rng, length, 0.12, 6.0)[:n], -1.2, 0.8))
-    w = width * taper * swell
+    w = np.minimum(width * taper * swell, 8.0)
     edges = [crumble * w * np.clip(wander(rng, length, 0.45, 1.5)[:n] * 0.5, -1, 1) for _ in range(2)]
-    draw_line(canvas, path * scale, np.maximum(w, 0.55) * scale, edges[0] * scale, edges[1] * scale)
-    return w
+    draw_line(canvas, path * scale, np.maximum(w, 0.7) * scale, edges[0] * scale, edges[1] * scale)
 
 
 def draw_cracks(rng, size):
@@ -90,47 +91,45 @@ def draw_cracks(rng, size):
     Returns:
         cover (size, size) float32 in [0, 1]: how much of a pixel is crack; mask (size, size) bool.
     """
-    scale = 2
+    rng = own_stream(rng)
+    scale = 2  # drawn at twice the size, for smooth edges and hairlines
     canvas = np.zeros((size * scale, size * scale), np.uint8)
-    widest = float(np.exp(rng.uniform(np.log(1.3), np.log(8.0))))
-    rough, crumble = float(rng.uniform(0.3, 1.1)), float(rng.uniform(0.1, 0.8))
-    smallest = float(rng.uniform(3, 12))
+    widest = float(np.exp(rng.uniform(np.log(1.6), np.log(8.0))))
+    rough, crumble = float(rng.uniform(0.3, 1.2)), float(rng.uniform(0.2, 0.9))
+    smallest = float(rng.uniform(3, 9))
     branchy = rng.uniform(0, 1)
     count = 1 + int(rng.poisson(0.5 * max(1.0, size / 224)))
     main = rng.uniform(0, np.pi)
     for index in range(count):
         angle = main + rng.normal(0, 0.35) + (np.pi / 2) * (rng.uniform() < 0.25)
         width = widest if index == 0 else widest * rng.uniform(0.25, 0.9)
-        middle = size * rng.uniform(0.15, 0.85, 2)
+        middle = size * rng.uniform(0.2, 0.8, 2)
         through = rng.uniform() < 0.6
         length = 2.0 * size if through else size * rng.uniform(0.5, 1.1)
         start = middle - np.array([np.cos(angle), np.sin(angle)]) * length * (0.5 if through else rng.uniform(0.3, 0.7))
         path = _path(rng, size, start, angle, length, rough, smallest)
         keep = ((path > -12) & (path < size + 12)).all(1)
-        if keep.sum() < 8:
-            continue
         first, last = np.flatnonzero(keep)[[0, -1]]
-        _one_crack(rng, canvas, size, path[first : last + 1], width, crumble, (not through, not through), scale)
+        _one_crack(rng, canvas, path[first : last + 1], width, crumble, (not through, not through), scale)
         for _ in range(int(rng.poisson(2.5 * branchy * max(0.5, size / 224)))):
             root = path[rng.integers(first, last + 1)]
             turn = rng.choice([-1, 1]) * rng.uniform(0.4, 1.3)
             twig = _path(rng, size, root, angle + turn, size * rng.uniform(0.12, 0.6), rough, smallest)
-            _one_crack(rng, canvas, size, twig, width * rng.uniform(0.3, 0.8), crumble, (False, True), scale)
+            _one_crack(rng, canvas, twig, width * rng.uniform(0.3, 0.8), crumble, (False, True), scale)
     # grains that broke out of the edges: the picture of the crack is bent by fine noise
-    yy, xx = np.mgrid[: size * scale, : size * scale].astype(np.float32)
-    bend = np.float32(scale * rng.uniform(0.2, 1.1))
-    fine = [smooth_noise(rng, size * scale, scale * rng.uniform(1.5, 4)) * bend for _ in range(2)]
-    canvas = cv2.remap(canvas, xx + fine[0], yy + fine[1], cv2.INTER_LINEAR)
+    bend = np.float32(scale * rng.uniform(0.2, 1.0))
+    fine = [smooth_noise(rng, size, rng.uniform(1.5, 4)) * bend for _ in range(2)]
+    canvas = displace(canvas, [field.repeat(scale, 0).repeat(scale, 1) for field in fine])
     cover = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     return cover, cover > 0.45
 
 
 def _blob(rng, size, radius):
     """Soft irregular patch: (size, size) float32, positive inside, in units of its radius."""
-    yy, xx = np.mgrid[:size, :size].astype(np.float32)
+    yy, xx = np.ogrid[:size, :size]
     cy, cx = rng.uniform(0, size, 2)
     stretch = np.exp(rng.normal(0, 0.35))
-    r = np.hypot((xx - cx) * stretch, (yy - cy) / stretch) / radius
+    r = np.hypot(np.float32((xx - cx) * stretch), np.float32((yy - cy) / stretch)) / np.float32(radius)
     return 1 - r + 0.3 * smooth_noise(rng, size, max(radius * 0.6, 2)) + 0.12 * smooth_noise(rng, size, 5)
 
 
@@ -152,10 +151,10 @@ def _joint(rng, size, light):
 
 def _shadow(rng, size, light):
     """A shadow that covers one side of the picture; its edge wanders and is sharp or soft."""
-    yy, xx = np.mgrid[:size, :size].astype(np.float32)
+    yy, xx = np.ogrid[:size, :size]
     angle = rng.uniform(0, 2 * np.pi)
     far = (xx - size * rng.uniform(0.2, 0.8)) * np.cos(angle) + (yy - size * rng.uniform(0.2, 0.8)) * np.sin(angle)
-    far = far + rng.uniform(0, 10) * smooth_noise(rng, size, rng.uniform(25, 80))
+    far = np.float32(far) + rng.uniform(0, 10) * smooth_noise(rng, size, rng.uniform(25, 80))
     soft = rng.uniform(1, 14)
     return light * (1 - rng.uniform(0.2, 0.55) / (1 + np.exp(np.clip(-far / soft * 2, -30, 30))))
 
@@ -186,7 +185,7 @@ def _long_stain(rng, size, light):
 def _wet(rng, size, light):
     """A wet or overgrown area with a ragged edge, and a darker or lighter line along it."""
     field = noise(rng, size, 3.2, low=1 / 200)
-    yy, xx = np.mgrid[:size, :size].astype(np.float32)
+    yy, xx = np.ogrid[:size, :size]
     angle = rng.uniform(0, 2 * np.pi)
     far = ((xx / size - 0.5) * np.cos(angle) + (yy / size - 0.5) * np.sin(angle)) * 3 + rng.uniform(-0.8, 0.8)
     inside = np.clip((far + rng.uniform(0.1, 0.8) * field) * rng.uniform(3, 25), -1, 1)
@@ -210,6 +209,7 @@ def draw_distractors(rng, size, weights):
     """
     light = np.ones((size, size), np.float32)
     for name, draw in DISTRACTORS.items():
-        if rng.uniform() < weights.get(name, 0.0):
-            light = draw(rng, size, light)
+        stream = own_stream(rng)
+        if stream.uniform() < weights.get(name, 0.0):
+            light = draw(stream, size, light)
     return light.astype(np.float32)

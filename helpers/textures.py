@@ -7,19 +7,37 @@ The spectra follow the common finding that textures have power spectra near ``f 
 doi:10.1364/JOSAA.4.002379); stones are cells of a Voronoi diagram or random convex polygons.
 """
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 from scipy import fft
 
-__all__ = ["cell_stones", "cast_light", "noise", "polygon_stones", "smooth_noise", "standardise"]
+__all__ = ["SHIFT", "cast_light", "cell_stones", "displace", "noise", "own_stream", "polygon_stones", "smooth_noise",
+           "standardise"]
 
 SHIFT = 4  # OpenCV draws with fixed-point coordinates: 4 bits after the point
+
+
+def own_stream(rng):
+    """A generator of its own for one field, at the price of one draw.
+
+    What is drawn next from ``rng`` then does not depend on the picture's size: a seed gives the same material and
+    light at 1024 pixels as at 32.
+    """
+    return np.random.default_rng(int(rng.integers(2**63)))
 
 
 def standardise(field):
     """Field of any shape shifted and scaled to mean 0 and standard deviation 1 (float32)."""
     field = field - field.mean()
     return (field / max(float(field.std()), 1e-6)).astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _radius_index(n):
+    """Distance from the zero frequency in quarters of a bin: (n, n // 2 + 1) int."""
+    return np.rint(4 * n * np.hypot(fft.fftfreq(n)[:, None], fft.rfftfreq(n))).astype(np.int32)
 
 
 def noise(rng, size, slope, low=1 / 128, high=2.0, stretch=1.0, angle=0.0):
@@ -36,25 +54,53 @@ def noise(rng, size, slope, low=1 / 128, high=2.0, stretch=1.0, angle=0.0):
     Returns:
         (size, size) float32, mean about 0, standard deviation about 1.
     """
+    rng = own_stream(rng)
     n = fft.next_fast_len(max(256, size + size // 8), real=True)  # room, so that opposite sides do not match
-    fy, fx = fft.fftfreq(n).astype(np.float32)[:, None], fft.rfftfreq(n).astype(np.float32)[None]
-    along, across = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
-    f2 = (along * stretch) ** 2 + (across / stretch) ** 2
-    amplitude = (f2 + np.float32(low**2)) ** np.float32(-slope / 4) * np.exp(f2 * np.float32(-0.5 / high**2))
+    if stretch == 1:
+        f = np.arange(n * 3) / (4 * n)  # a table by radius, in quarters of a bin, is quicker than the whole plane
+        f2 = f**2
+    else:
+        fy, fx = fft.fftfreq(n)[:, None], fft.rfftfreq(n)
+        along, across = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
+        f2 = (along * stretch) ** 2 + (across / stretch) ** 2
+    amplitude = (f2 + low**2) ** (-slope / 4) * np.exp(-0.5 / high**2 * f2)
+    amplitude = amplitude.astype(np.float32)
+    if stretch == 1:
+        amplitude = amplitude[_radius_index(n)]
     amplitude[0, 0] = 0
     amplitude /= np.sqrt((amplitude**2).mean())
     white = rng.standard_normal((n, n), dtype=np.float32)
-    return fft.irfft2(fft.rfft2(white) * amplitude, s=(n, n))[:size, :size].astype(np.float32)
+    return np.ascontiguousarray(fft.irfft2(fft.rfft2(white) * amplitude, s=(n, n))[:size, :size])
 
 
 def smooth_noise(rng, size, scale):
     """Smooth noise with features of about ``scale`` pixels: (size, size) float32, standard deviation about 1."""
-    n = int(np.ceil(size / scale)) + 3
+    rng = own_stream(rng)
+    n = int(np.ceil(size / scale)) + 4
     coarse = rng.standard_normal((n, n), dtype=np.float32)
-    dy, dx = rng.uniform(0, scale, 2)
-    warp = np.float32([[scale, 0, -scale - dx], [0, scale, -scale - dy]])
-    field = cv2.warpAffine(coarse, warp, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-    return field * np.float32(1.3)  # cubic interpolation of white samples loses about a quarter
+    field, gain = coarse, 1.0
+    for _ in range(2):  # rows, then columns
+        at = np.arange(size) / scale + rng.uniform(1, 2)
+        first = at.astype(int)
+        t = (at - first).astype(np.float32)[:, None]
+        if scale < 6:  # too small for the corners of linear interpolation to show
+            field = (field[first] * (1 - t) + field[first + 1] * t).T
+            gain *= np.sqrt(3 / 2)  # averaging takes variance away, here a third
+        else:  # cubic B-spline
+            taps = np.hstack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
+            weights = np.zeros((size, n), np.float32)
+            np.put_along_axis(weights, first[:, None] + np.arange(-1, 3), taps, axis=1)
+            field = (weights @ field).T
+            gain *= np.sqrt(315 / 151)
+    return np.ascontiguousarray(field * np.float32(gain))
+
+
+def displace(picture, shifts):
+    """Picture (n, n) with every pixel taken from where two fields (n, n) of shifts, in pixels, point (nearest)."""
+    n = np.arange(picture.shape[0], dtype=np.int32)
+    rows = np.clip(np.rint(shifts[0]).astype(np.int32) + n[:, None], 0, n[-1])
+    columns = np.clip(np.rint(shifts[1]).astype(np.int32) + n, 0, n[-1])
+    return picture[rows, columns]
 
 
 def cell_stones(rng, size, spacing, gap, present=1.0, rough=0.3, ragged=0.0):
@@ -74,7 +120,8 @@ def cell_stones(rng, size, spacing, gap, present=1.0, rough=0.3, ragged=0.0):
         dome (size, size) float32 in [0, 1]: height of a rounded stone; and
         shade (size, size) float32: one normal random number per stone.
     """
-    scale = 2 if spacing < 10 else 1  # drawn at twice the size where single pixels show
+    rng = own_stream(rng)
+    scale = 2 if spacing < 7 else 1  # drawn at twice the size where single pixels show
     n, cell = size * scale, spacing * scale
     count = int(np.ceil(n / cell)) + 2
     grid = np.stack(np.meshgrid(np.arange(count), np.arange(count)), -1) - 1.0
@@ -87,10 +134,7 @@ def cell_stones(rng, size, spacing, gap, present=1.0, rough=0.3, ragged=0.0):
     _, label = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     if rough > 0:
         bend = np.float32(rough * cell * 0.25)
-        yy, xx = np.mgrid[:n, :n].astype(np.float32)
-        shifts = [smooth_noise(rng, n, max(cell * 0.35, 2.0)) * bend for _ in range(2)]
-        label = cv2.remap(label.astype(np.float32), xx + shifts[0], yy + shifts[1], cv2.INTER_NEAREST,
-                          borderMode=cv2.BORDER_REFLECT_101).astype(np.int32)
+        label = displace(label, [smooth_noise(rng, n, max(cell * 0.35, 2.0)) * bend for _ in range(2)])
     border = np.zeros((n, n), bool)
     border[:, 1:] |= label[:, 1:] != label[:, :-1]
     border[1:] |= label[1:] != label[:-1]
@@ -108,8 +152,8 @@ def cell_stones(rng, size, spacing, gap, present=1.0, rough=0.3, ragged=0.0):
     return body.astype(np.float32), dome.astype(np.float32), shade.astype(np.float32)
 
 
-def polygon_stones(rng, size, radius, spread, cover, elongation=0.5):
-    """Broken stones strewn at random, larger ones first: convex polygons that may overlap.
+def polygon_stones(rng, size, radius, spread, cover, elongation=0.5, apart=False):
+    """Broken stones strewn at random, larger ones first: convex polygons.
 
     Args:
         rng: numpy Generator.
@@ -118,15 +162,17 @@ def polygon_stones(rng, size, radius, spread, cover, elongation=0.5):
         spread: standard deviation of the radius' logarithm.
         cover: summed area of the stones relative to the picture's.
         elongation: 0..1, how far stones are from round.
+        apart: leave out stones of which a corner would fall on an earlier one, so that stones hardly overlap.
 
     Returns:
         body (size, size) float32 in [0, 1] and shade (size, size) float32, one normal random number per stone.
     """
+    rng = own_stream(rng)
     area = np.pi * (radius * np.exp(spread**2)) ** 2 * 0.75
     count = max(1, int(cover * (size + 2 * radius) ** 2 / area))
     radii = np.sort(np.clip(radius * np.exp(spread * rng.standard_normal(count)), 0.7, 4 * radius))[::-1]
     centres = rng.uniform(-radius, size + radius, (count, 1, 2))
-    corners = 9
+    corners = 8
     angles = np.sort(rng.uniform(0, 2 * np.pi, (count, corners)), axis=1)
     aspect = np.exp(-elongation * np.abs(rng.standard_normal((count, 1))))
     turn = rng.uniform(0, np.pi, (count, 1))
@@ -135,7 +181,11 @@ def polygon_stones(rng, size, radius, spread, cover, elongation=0.5):
     points = np.round((centres + points * radii[:, None, None]) * 2**SHIFT).astype(np.int32)
     tone = rng.standard_normal(count)
     body, shade = np.zeros((size, size), np.uint8), np.full((size, size), 128, np.uint8)
-    for polygon, value in zip(points, np.clip(128 + 40 * tone, 0, 255).astype(int).tolist()):
+    tones = np.clip(128 + 40 * tone, 0, 255).astype(int).tolist()
+    probes = np.clip(points[:, ::2] >> SHIFT, 0, size - 1)
+    for polygon, value, probe in zip(points, tones, probes, strict=True):
+        if apart and body[probe[:, 1], probe[:, 0]].any():
+            continue
         cv2.fillConvexPoly(body, polygon, 255, cv2.LINE_AA, SHIFT)
         cv2.fillConvexPoly(shade, polygon, value, cv2.LINE_AA, SHIFT)
     return body.astype(np.float32) / 255, (shade.astype(np.float32) - 128) / 40
@@ -160,7 +210,7 @@ def cast_light(height, angle, slope, reach=4):
     facing = -(gx * dx + gy * dy)
     shadow = np.zeros_like(height)
     for step in range(1, reach + 1):
-        move = np.float32([[1, 0, -dx * step], [0, 1, -dy * step]])
-        nearer = cv2.warpAffine(height, move, height.shape[::-1], borderMode=cv2.BORDER_REFLECT_101)
+        # at the border the relief of the opposite side throws the shadow
+        nearer = np.roll(height, (-round(dy * step), -round(dx * step)), axis=(0, 1))
         np.maximum(shadow, nearer - height - np.float32(slope * step), out=shadow)
     return facing / np.sqrt(1 + facing**2), np.clip(shadow, 0, 1)
