@@ -1,0 +1,267 @@
+"""The methods of pytorch-grad-cam at any layer size, with a sign, keeping the library's interface.
+
+Every class is used as the library's of the same name: ``Method(model, target_layers, reshape_transform)(pictures,
+targets)``. Each also leaves ``raw``, the signed map (B, h, w) on the layer's own grid, before it is cut at zero and
+scaled. What the library decomposes with a full singular value decomposition (time and memory grow with the square of
+the number of positions) is decomposed here by way of a C x C matrix (`helpers.principal`).
+
+Source: Gildenblat and contributors, pytorch-grad-cam (https://github.com/jacobgil/pytorch-grad-cam), 1.5.7.
+"""
+
+import numpy as np
+import pytorch_grad_cam as library
+import torch
+from pytorch_grad_cam.base_cam import BaseCAM
+from sklearn.metrics.pairwise import pairwise_kernels
+from torch.nn.functional import adaptive_avg_pool2d
+
+from helpers.principal import orient, project, sign_rule, token_norm
+
+LIBRARY_POSITIONS = 64 * 64  # sign="library" runs the library's own decomposition, up to so many positions
+
+
+def _as_float(array):
+    return torch.from_numpy(np.nan_to_num(np.asarray(array, np.float32), posinf=None, neginf=None))
+
+
+class _Mapped:
+    """What all methods share: they refuse a layer without what they need, and keep the signed map in ``raw``."""
+
+    def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth=False):
+        name = type(self).__name__
+        if activations is None:
+            raise ValueError(f"{name}: the picture does not pass this layer, a {type(target_layer).__name__}")
+        if min(grid := activations.shape[2:]) < 2:
+            raise ValueError(f"{name}: a map needs a grid of at least 2 x 2, got {grid[0]} x {grid[1]}")
+        if self.uses_gradients and (grads is None or not np.any(grads)):
+            raise ValueError(f"{name} needs a gradient, and none of this target reaches this layer: the target does "
+                             "not depend on it, or the network computes it without gradients; EigenCAM and KPCA_CAM "
+                             "need none")
+        self.raw = np.float32(self.signed_map(input_tensor, target_layer, targets, activations, grads, eigen_smooth))
+        return self.raw
+
+    def signed_map(self, *args):
+        """The map (B, h, w) before it is cut and scaled: the library's own, unless a subclass knows better."""
+        return super().get_cam_image(*args)
+
+
+class Signed(_Mapped):
+    """A method that decomposes features, and so has to be told which sign to give its map."""
+
+    def __init__(self, model, target_layers, reshape_transform=None, sign="auto"):
+        self.sign = sign if sign == "library" else sign_rule(sign)
+        super().__init__(model, target_layers, reshape_transform)
+
+    def features(self, activations, grads):
+        """What is decomposed, (B, C, h, w)."""
+        return activations
+
+    def decompose(self, features):
+        """Map features (B, C, h, w) to (B, h, w), the sign as it falls."""
+        return project(features)
+
+    def signed_map(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth):
+        if self.sign == "library":
+            if (positions := np.prod(activations.shape[2:])) > LIBRARY_POSITIONS:
+                raise ValueError("sign=\"library\" runs the library's own decomposition, whose memory grows with the "
+                                 f"square of the grid: at most {LIBRARY_POSITIONS} positions, got {positions}")
+            return super().signed_map(input_tensor, target_layer, targets, activations, grads, eigen_smooth)
+        features = _as_float(self.features(activations, grads))
+        return orient(self.decompose(features), features, self.sign).numpy()
+
+
+class EigenCAM(Signed, library.EigenCAM):
+    """First principal component of the activations (Muhammad & Yeasin, arXiv:2008.00299)."""
+
+
+class KPCA_CAM(Signed, library.KPCA_CAM):
+    """First *kernel* principal component of the activations (Karmani et al., arXiv:2410.00267), by Nystroem.
+
+    Args:
+        kernel: a name that scikit-learn's ``pairwise_kernels`` knows; the library's is "sigmoid", tanh(gamma x'y + 1),
+            which is not positive semi-definite.
+        gamma: of the kernel; None is the library's 1 / C, which depends on the features' scale.
+        landmarks: positions that stand for all of them; a picture with no more positions is computed exactly.
+
+    Activations are centred per channel and the kernel matrix in rows and columns, as in the library, but in double
+    precision: with small activations the centred sigmoid kernel is lost in single precision.
+    """
+
+    def __init__(self, model, target_layers, reshape_transform=None, kernel="sigmoid", gamma=None, landmarks=256,
+                 sign="auto"):
+        super().__init__(model, target_layers, reshape_transform, sign)
+        self.kernel, self.gamma, self.landmarks = kernel, gamma, landmarks
+
+    def decompose(self, features):
+        options = self.kernel, self.gamma, self.landmarks
+        return torch.stack([kernel_projection(picture, *options) for picture in features])
+
+
+class EigenGradCAM(Signed, library.EigenGradCAM):
+    """First principal component of activations times gradients."""
+
+    def features(self, activations, grads):
+        return grads * activations
+
+
+class SegEigenCAM(Signed, library.SegEigenCAM):
+    """First principal component of activations times absolute gradients (Chung & Ying, doi:10.3390/app15137562).
+
+    Its sign rule is part of the method: "auto" means "largest" here.
+    """
+
+    def __init__(self, model, target_layers, reshape_transform=None, sign="auto"):
+        super().__init__(model, target_layers, reshape_transform, "largest" if sign == "auto" else sign)
+
+    def features(self, activations, grads):
+        return np.abs(grads) * activations
+
+
+class _Defined(_Mapped):
+    """A method whose sign has a meaning: up is what raises the target."""
+
+    sign = "defined"
+
+
+class GradCAM(_Defined, library.GradCAM):
+    """Activations weighted by the mean gradient of their channel (Selvaraju et al., arXiv:1610.02391)."""
+
+
+class HiResCAM(_Defined, library.HiResCAM):
+    """Activations times gradients, summed over channels (Draelos & Carin, arXiv:2011.08891)."""
+
+
+class LayerCAM(_Defined, library.LayerCAM):
+    """Activations times positive gradients, summed over channels (Jiang et al., doi:10.1109/TIP.2021.3089943)."""
+
+
+class _Rectified(_Defined):
+    """A method derived for activations that are never negative: it divides by a channel's sum of them."""
+
+    def signed_map(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth):
+        if (activations < 0).any():
+            raise ValueError(f"{type(self).__name__} divides by a channel's sum of activations, which has a meaning "
+                             "only where none is negative (after a ReLU): not at a ViT block; GradCAM and HiResCAM do "
+                             "without")
+        return super().signed_map(input_tensor, target_layer, targets, activations, grads, eigen_smooth)
+
+
+class GradCAMPlusPlus(_Rectified, library.GradCAMPlusPlus):
+    """GradCAM with weights per position, from powers of the gradient (Chattopadhay et al., arXiv:1710.11063)."""
+
+
+class XGradCAM(_Rectified, library.XGradCAM):
+    """GradCAM with gradients weighted by their share of the activation (Fu et al., arXiv:2008.02312)."""
+
+
+class TokenNorm(_Defined, BaseCAM):
+    """Null method, no decomposition: the distance of each position's activations from their mean over the picture."""
+
+    def __init__(self, model, target_layers, reshape_transform=None):
+        super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
+
+    def signed_map(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth):
+        return token_norm(_as_float(activations)).numpy()
+
+
+METHODS = {cls.__name__: cls for cls in (EigenCAM, KPCA_CAM, GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM,
+                                         EigenGradCAM, SegEigenCAM, TokenNorm)}
+GRADIENT_FREE = ("EigenCAM", "KPCA_CAM", "TokenNorm")  # the target cannot change their maps
+
+
+def kernel_projection(features, kernel="sigmoid", gamma=None, landmarks=256, rank=64):
+    """First kernel principal component of one picture's features (C, h, w), sign as it falls: (h, w) float32.
+
+    Nystroem: with K the n x n kernel matrix of all positions, K_m its columns at m landmarks (spread evenly, the same
+    in every call) and K_mm the block between those, K is about K_m K_mm^-1 K_m'. Of K_mm the `rank` eigenvalues of
+    largest size are kept, with their signs, since the sigmoid kernel has negative ones. The first eigenvector of that
+    matrix, centred over *all* positions, comes from a `rank` x `rank` problem; time and memory grow with n, not n * n.
+
+    Source: Williams & Seeger, "Using the Nystroem method to speed up kernel machines" (NeurIPS 2000); Schoelkopf, Smola
+    & Mueller, "Nonlinear component analysis as a kernel eigenvalue problem" (Neural Computation 1998).
+    """
+    channels, height, width = features.shape
+    tokens = features.reshape(channels, -1).T.double().numpy()
+    tokens = tokens - tokens.mean(0)  # (n, C)
+    count = len(tokens)
+    if not tokens.any():
+        return torch.zeros(height, width)
+    if count <= landmarks:
+        places, rank = np.arange(count), count
+    else:  # one landmark in each of m equal runs of positions, at random: an even grid alone could beat with a texture
+        edges = np.linspace(0, count, landmarks + 1).astype(int)
+        places = np.random.default_rng(0).integers(edges[:-1], edges[1:])
+    marks = tokens[places]
+    options = {} if kernel in ("linear", "cosine") else {"gamma": gamma}
+
+    values, vectors = np.linalg.eigh(pairwise_kernels(marks, metric=kernel, **options))
+    kept = np.argsort(-np.abs(values))[:rank]
+    kept = kept[np.abs(values[kept]) > 1e-12 * np.abs(values).max()]
+    basis = vectors[:, kept] / np.sqrt(np.abs(values[kept]))  # (m, rank)
+    mapped = np.concatenate([pairwise_kernels(tokens[i:i + 4096], marks, metric=kernel, **options) @ basis
+                             for i in range(0, count, 4096)])  # (n, rank): K is about mapped @ diag(signs) @ mapped'
+    mapped -= mapped.mean(0)
+
+    lengths, axes = np.linalg.eigh(mapped.T @ mapped)
+    real = lengths > 1e-12 * lengths[-1]
+    lengths, axes = np.sqrt(lengths[real]), axes[:, real]
+    half = axes * lengths
+    value, vector = (pair[..., -1] for pair in np.linalg.eigh(half.T @ (np.sign(values[kept])[:, None] * half)))
+    projection = mapped @ ((axes / lengths) @ vector) * np.sqrt(max(value, 0))
+    return torch.from_numpy(projection.reshape(height, width).astype(np.float32))
+
+
+# Targets: what is asked of a network that has no classes -------------------------------------------------------------
+
+TARGETS = {
+    "mean": "the mean of the output: what adds to the average activation (of a denoiser: to brightness)",
+    "norm": "the Euclidean length of the output: what makes the features (or the picture) strong",
+    "residual": "the Euclidean length of picture minus output: what the denoiser takes away",
+}
+
+
+class Target:
+    """A number per picture for the library to differentiate: ``target(output)`` with the output (C, h, w).
+
+    Args:
+        name: a key of `TARGETS`.
+        picture: (3, H, W), the network's input.
+        region: (H, W) of 0 and 1 or None: only this part of the output counts (averaged over the cells of its grid).
+
+    Raises:
+        ValueError: no such target, or one that this network cannot have.
+    """
+
+    def __init__(self, name, picture, region=None):
+        self.name, self.picture, self.region = name, picture, region
+
+    def __call__(self, output):
+        picture = self.picture.to(output)
+        if self.name == "residual" and output.shape != picture.shape:
+            raise ValueError('target "residual" is picture minus output and needs a denoiser: this network answers '
+                             f"{tuple(picture.shape)} with {tuple(output.shape)}")
+        weight = torch.ones_like(output[:1])
+        if self.region is not None:
+            weight = adaptive_avg_pool2d(self.region.to(output)[None], output.shape[-2:])  # (1, h, w)
+        if self.name == "mean":
+            return (weight * output).sum() / (weight.sum() * len(output))
+        return torch.linalg.vector_norm(weight.sqrt() * (output if self.name == "norm" else picture - output))
+
+
+def parse_target(target, size):
+    """Read a target: a name, a region (H, W) bool (its mean), or (name, region); return name and region or None.
+
+    Raises:
+        ValueError: no such name; a region that is empty or of another `size` (H, W) than the pictures.
+    """
+    name, region = target if isinstance(target, tuple) and len(target) == 2 else (
+        (target, None) if isinstance(target, str) else ("mean", target))
+    if name not in TARGETS:
+        raise ValueError(f"target must be {', '.join(TARGETS)}, a region (H, W) bool or (name, region), got {target!r}")
+    if region is None:
+        return name, None
+    region = torch.as_tensor(region)
+    if region.dtype != torch.bool or tuple(region.shape) != tuple(size) or not region.any():
+        raise ValueError(f"a region must be bool {tuple(size)} with at least one pixel, got {region.dtype} "
+                         f"{tuple(region.shape)} with {int(region.sum())}")
+    return name, region.float()
