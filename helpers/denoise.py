@@ -132,7 +132,7 @@ def _lay_tiles(model, shape, tile=None, overlap=None):
     if only and tile != only:
         raise ValueError(f"tile must be {only}, the one size that {type(model).__name__} takes, got {tile}")
     if overlap is None:
-        overlap = min(2 * RADIUS + RAMP, max(3 * tile // 10, min(tile // 2, RAMP)), tile - multiple)
+        overlap = min(2 * RADIUS + RAMP, max(3 * tile // 10, min(tile // 2 // multiple * multiple, RAMP)), tile - multiple)
     if overlap != int(overlap) or not 0 <= overlap <= tile - multiple:
         raise ValueError(f"overlap must be in 0..{tile - multiple} pixels for tiles of {tile}, got {overlap!r}")
     whole = [max(-(-length // multiple) * multiple, only or 0) for length in shape]
