@@ -23,15 +23,15 @@ class CheckpointError(RuntimeError):
 
 
 def checkpoint_path(name):
-    """Return where checkpoint `name`'s weights are: ``data/checkpoints/``, or ``data/runs/`` for an experiment of this machine."""
+    """Return where checkpoint `name` is: in ``data/checkpoints/``, or in ``data/runs/`` as an experiment made here."""
     experiment = data_dir() / "runs" / f"{name}.safetensors"
     shipped = data_dir() / "checkpoints" / f"{name}.safetensors"
     return experiment if experiment.is_file() and not shipped.is_file() else shipped
 
 
 def checkpoint_names():
-    """Return the names of the checkpoints that are there, sorted."""
-    return sorted(path.stem for path in (data_dir() / "checkpoints").glob("*.safetensors"))
+    """Return the names of the shipped checkpoints that are there, sorted."""
+    return sorted(path.stem for path in (data_dir() / "checkpoints").glob("[!.]*.safetensors"))  # no unfinished ones
 
 
 def build(architecture, arguments):
@@ -57,8 +57,9 @@ def sha256(path):
 
 def save_tensors(tensors, path, metadata=None):
     """Write a dict of tensors as safetensors through a temporary name; shared storage is copied apart."""
+    copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary, metadata)
+        save_file(copies, temporary, metadata)
 
 
 def read_tensors(path):
@@ -83,7 +84,9 @@ def save(model, name, card, half=True, folder="checkpoints"):
         folder: "checkpoints" for what is shipped, "runs" for experiments.
     """
     path = data_dir() / folder / f"{name}.safetensors"
-    state = {key: value.half() if half and value.is_floating_point() else value for key, value in model.state_dict().items()}
+    state = model.state_dict()
+    if half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     save_tensors(state, path)
     write_json(path.with_suffix(".json"), {**card, "name": name, "sha256": sha256(path)})
     return path
@@ -98,12 +101,14 @@ def read_card(name):
     """
     path = checkpoint_path(name)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {name!r} in data/checkpoints (there: {', '.join(checkpoint_names()) or 'none'})")
+        there = ", ".join(checkpoint_names()) or "none"
+        raise FileNotFoundError(f"no checkpoint {name!r} in data/checkpoints (there: {there})")
     try:
         card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         card["architecture"], card["arguments"], card["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {name!r} needs a card {name}.json with architecture, arguments and sha256: {error!r}") from error
+        raise CheckpointError(f"checkpoint {name!r} needs a card {name}.json with architecture, arguments and sha256: "
+                              f"{error!r}") from error
     return card
 
 
@@ -120,17 +125,22 @@ def load(name):
                               f"restore both, or train it again with `make train ONLY={name}`")
     model = build(card["architecture"], card["arguments"])
     try:
-        model.load_state_dict({key: value.float() for key, value in read_tensors(path).items()})
+        model.load_state_dict(read_tensors(path))  # float16 is turned into the model's float32
     except RuntimeError as error:
-        raise CheckpointError(f"{path.name} does not fit {card['architecture']}({card['arguments']}): {error}") from error
+        wanted = f"{card['architecture']}({card['arguments']})"
+        raise CheckpointError(f"{path.name} does not fit {wanted}: {error}") from error
     return model.eval()
 
 
 class RunState:
-    """A run on disk: weights, their average, AdamW's moments and the history in one safetensors file."""
+    """A run on disk: weights, their average, AdamW's moments and the history in one safetensors file.
 
-    def __init__(self, folder, model, average, optimizer):
+    `settings` is a dict of what a run cannot change on its way (its steps, batch size, rate and seed).
+    """
+
+    def __init__(self, folder, model, average, optimizer, settings):
         self.folder, self.model, self.average, self.optimizer = Path(folder), model, average, optimizer
+        self.settings = settings
         self.path = self.folder / "state.safetensors"
 
     def save(self, step, history, best):
@@ -145,23 +155,35 @@ class RunState:
             tensors |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
-        save_tensors(tensors, self.path, {"step": str(step), "best": repr(best), "history": json.dumps(history)})
+        save_tensors(tensors, self.path, {"step": str(step), "best": repr(best), "history": json.dumps(history),
+                                          "settings": json.dumps(self.settings)})
         return best
 
     def restore(self):
-        """Load the state if there is one; return the step it stands at, its history and the best score so far."""
+        """Load the state if there is one; return the step it stands at, its history and the best score so far.
+
+        Raises:
+            CheckpointError: the file is broken, or of a run with another network or other settings.
+        """
         if not self.path.is_file():
             return 0, [], -math.inf
         tensors = read_tensors(self.path)
         with safe_open(self.path, "pt") as file:
             notes = file.metadata()
+        settings = json.loads(notes.get("settings", "null"))
+        if settings not in (None, self.settings):
+            raise CheckpointError(f"{self.folder} holds a run with {settings}, wanted {self.settings}: "
+                                  "go on with those, or remove the folder")
 
         def pick(prefix):
             return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
-        self.model.load_state_dict(pick("model."))
-        if self.average:
-            self.average.load_state_dict(pick("average."))
+        try:
+            self.model.load_state_dict(pick("model."))
+            if self.average:
+                self.average.load_state_dict(pick("average."))
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.folder} holds a run of another network: {error}") from error
         entries = defaultdict(dict)
         for key, value in pick("optimizer.").items():
             index, name = key.split(".")

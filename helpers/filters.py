@@ -41,7 +41,8 @@ def bm3d(noisy, sigma):
     try:
         import bm3d as package
     except ImportError as error:
-        raise ImportError("BM3D is an optional extra: pip install '.[bm3d]' (free for non-commercial use only)") from error
+        raise ImportError("BM3D is an optional extra, free for non-commercial use only: "
+                          "pip install '.[bm3d]'") from error
     return package.bm3d_rgb(noisy, sigma / 255)
 
 

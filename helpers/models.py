@@ -5,6 +5,8 @@ autoencoders" (ICML 2008); U-Net, Ronneberger et al. (MICCAI 2015, arXiv:1505.04
 the picture, Zhang et al., "Beyond a Gaussian denoiser" (DnCNN, arXiv:1608.03981).
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -59,7 +61,7 @@ class DenseDAE(nn.Module):
         self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, bottleneck), nn.ReLU(inplace=True))
         self.decoder = nn.Sequential(nn.Linear(bottleneck, pixels), nn.Unflatten(1, (3, self.size, self.size)))
         if skip:
-            nn.init.zeros_(self.decoder[0].weight)  # start as the identity
+            nn.init.zeros_(self.decoder[0].weight)  # start with the same small change of every picture
 
     def forward(self, noisy):
         check_size(noisy, exact=self.size)
@@ -106,10 +108,10 @@ class UNet(nn.Module):
         width: w, channels of the first stage: 64 in the original, 32 in the shipped checkpoints.
         predict: "noise" (the output is the noisy picture minus the network's) or "image".
         upsample: "transpose" (2 x 2 transposed convolutions, the original) or "bilinear" (then a 1 x 1 convolution).
-        stages: number of times the picture is halved; H and W must be multiples of 2 ** `stages`.
+        stages: number of times the picture is halved, at least 1; H and W must be multiples of 2 ** `stages`.
 
     Raises:
-        ValueError: another `predict` or `upsample`; in ``forward`` a size that is no such multiple.
+        ValueError: another `predict` or `upsample`, no stage; in ``forward`` a size that is no such multiple.
 
     Example:
         >>> UNet(width=4)(torch.zeros(1, 3, 24, 40)).shape
@@ -121,12 +123,14 @@ class UNet(nn.Module):
         _check_predict(predict)
         if upsample not in ("transpose", "bilinear"):
             raise ValueError(f'upsample must be "transpose" or "bilinear", got {upsample!r}')
+        if stages < 1:
+            raise ValueError(f"stages must be at least 1, got {stages}")
         self.predict, self.multiple = predict, 2**stages
         widths = [width * 2**stage for stage in range(stages + 1)]  # w, 2w, 4w and the bottleneck's 8w
-        self.encoder = nn.ModuleList(double_conv(a, b) for a, b in zip([3, *widths], widths[:-1], strict=False))
+        self.encoder = nn.ModuleList(double_conv(a, b) for a, b in pairwise([3, *widths[:-1]]))
         self.pool = nn.MaxPool2d(2)
         self.bottleneck = double_conv(widths[-2], widths[-1])
-        self.up = nn.ModuleList(self._up(b, a, upsample) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(self._up(b, a, upsample) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(double_conv(2 * channels, channels) for channels in widths[:-1])
         self.head = nn.Conv2d(width, 3, 1)
         if predict == "noise":
@@ -162,7 +166,7 @@ class UNet(nn.Module):
 
 
 class CrackSegmenter(UNet):
-    """A small U-Net that reads cracks, the judge of crack legibility: (B, 3, H, W) to the logits (B, 1, H, W) of "crack".
+    """A small U-Net that reads cracks, the judge of crack legibility: (B, 3, H, W) to logits (B, 1, H, W) of "crack".
 
     Trained once on clean train pictures, never on denoised ones; how well it still finds a crack in a denoised
     picture says how much of the crack is left.

@@ -5,14 +5,14 @@ import numpy as np
 from IPython.display import Markdown
 from matplotlib.patches import Rectangle
 
-from helpers.metrics import as_picture, psnr, ssim
+from helpers.metrics import as_numpy, as_picture, psnr, ssim
 
 # Okabe and Ito's colours: apart for colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
 
 def crack_inset(mask, side=56):
-    """Return (y, x, side): the square window of a mask (H, W) that holds the most crack, the middle where there is none."""
+    """Return (y, x, side): the square window of a mask (H, W) with the most crack, the middle where there is none."""
     height, width = mask.shape
     side = min(side, height, width)
     if not mask.any():
@@ -40,12 +40,12 @@ def show_images(pictures, titles=None, columns=None, inset=None, size=2.3, cmap=
     """
     columns = columns or len(pictures)
     rows = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.35) * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.35) * rows), squeeze=False,
+                                layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for axis, picture, title in zip(axes.flat, pictures, titles or [""] * len(pictures), strict=False):
-        flat = getattr(picture, "ndim", 3) == 2
-        picture = np.asarray(picture, float) if flat else as_picture(picture, clip=True)
+        picture = as_numpy(picture).astype(float) if picture.ndim == 2 else as_picture(picture, clip=True)
         options = {"cmap": cmap or "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
         axis.imshow(picture, **options)
         axis.set_title(title, fontsize=9)
@@ -79,7 +79,8 @@ def show_outputs(sample, outputs, errors=(), columns=None, size=2.3):
         outputs: dict from name to denoised picture.
         errors: names of outputs whose error (5 times enlarged around mid grey) is shown too.
     """
-    pictures, titles = [sample.clean, sample.noisy], ["clean", score_title(f"noisy, σ = {sample.sigma:.0f}/255", sample.noisy, sample.clean)]
+    pictures = [sample.clean, sample.noisy]
+    titles = ["clean", score_title(f"noisy, σ = {sample.sigma:.0f}/255", sample.noisy, sample.clean)]
     for name, denoised in outputs.items():
         pictures.append(denoised)
         titles.append(score_title(name, denoised, sample.clean))
@@ -91,7 +92,7 @@ def show_outputs(sample, outputs, errors=(), columns=None, size=2.3):
 
 
 def table(rows, columns, digits=2):
-    """Return rows (dicts) as a Markdown table; `columns` maps a row's key to the heading. Missing values show as a dash."""
+    """Return rows (dicts) as a Markdown table; `columns` maps a row's key to its heading. No value shows as a dash."""
     def cell(value):
         if value is None or (isinstance(value, float) and not np.isfinite(value)):
             return "–"
@@ -102,12 +103,24 @@ def table(rows, columns, digits=2):
 
 
 def pivot(rows, figure="psnr", sigma=50):
-    """Return one dict per method with `figure` of each source and of their mean, the best mean last."""
+    """Return one dict per method with `figure` of each source and of their mean, the largest mean last.
+
+    Methods without a mean (None in the file) come first.
+
+    Raises:
+        ValueError: no row of that sigma; says which there are.
+
+    Example:
+        >>> pivot([{"method": "unet", "source": "mean", "sigma": 50, "psnr": 26.1}])
+        [{'method': 'unet', 'mean': 26.1}]
+    """
     methods = {}
     for row in rows:
         if row["sigma"] == sigma:
             methods.setdefault(row["method"], {"method": row["method"]})[row["source"]] = row[figure]
-    return sorted(methods.values(), key=lambda line: line["mean"])
+    if not methods:
+        raise ValueError(f"no results at sigma {sigma}, there are {sorted({row['sigma'] for row in rows})}")
+    return sorted(methods.values(), key=lambda line: -np.inf if line["mean"] is None else line["mean"])
 
 
 def show_results(rows, figure="psnr", sigma=50, label="PSNR in dB", title=None, axis=None):
@@ -121,17 +134,18 @@ def show_results(rows, figure="psnr", sigma=50, label="PSNR in dB", title=None, 
         The matplotlib axis.
     """
     lines = pivot(rows, figure, sigma)
-    sources = [source for source in lines[0] if source not in ("method", "mean")]
+    sources = list(dict.fromkeys(source for line in lines for source in line if source not in ("method", "mean")))
+    values = {source: np.array([line.get(source) for line in lines], float) for source in (*sources, "mean")}
     if axis is None:
         _, axis = plt.subplots(figsize=(7.5, 0.32 * len(lines) + 1.1), layout="constrained")
     positions = np.arange(len(lines))
-    axis.barh(positions, [line["mean"] for line in lines], color="#DDDDDD", label="mean of sources", height=0.7)
+    axis.barh(positions, values["mean"], color="#DDDDDD", label="mean of sources", height=0.7)
     for colour, marker, source in zip(COLOURS, "os^Dvp*X", sources, strict=False):
-        axis.plot([line[source] for line in lines], positions, marker, color=colour, label=source, markersize=5)
+        axis.plot(values[source], positions, marker, color=colour, label=source, markersize=5)
     axis.set_yticks(positions, [line["method"] for line in lines])
-    values = [line[source] for line in lines for source in (*sources, "mean")]
-    pad = 0.05 * (max(values) - min(values))
-    axis.set(xlabel=label, xlim=(min(values) - pad, max(values) + pad), title=title or f"σ = {sigma}/255")
+    low, high = np.nanmin(list(values.values())), np.nanmax(list(values.values()))
+    pad = 0.05 * (high - low) or 0.5  # bars may start above zero: what counts are the differences
+    axis.set(xlabel=label, xlim=(low - pad, high + pad), title=title or f"σ = {sigma}/255")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, loc="lower right")
     return axis

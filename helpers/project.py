@@ -1,4 +1,4 @@
-"""Where things are, which device to use, how files are written: what every other module needs and no notebook explains."""
+"""Where things are, which device to use, how files are written: what every module needs and no notebook explains."""
 
 import json
 import os
@@ -34,8 +34,8 @@ def data_dir():
     """
     folder = env_path("DENOISE_DATA") or ROOT / "data"
     if not folder.is_dir():
-        raise FileNotFoundError(f"no data folder at {folder}: install the project with `pip install -e .` from its clone, "
-                                "or set DENOISE_DATA to a folder that holds models/, checkpoints/ and results/")
+        raise FileNotFoundError(f"no data folder at {folder}: install the project with `pip install -e .` from its "
+                                "clone, or set DENOISE_DATA to a folder that holds models/, checkpoints/ and results/")
     return folder
 
 
@@ -52,7 +52,8 @@ def pick_device():
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"DENOISE_DEVICE must name a device of this machine (cpu, mps, cuda, cuda:1), got {name!r}: {error}") from error
+        raise ValueError(f"DENOISE_DEVICE must name a device of this machine (cpu, mps, cuda, cuda:1), "
+                         f"got {name!r}: {error}") from error
     return device
 
 
@@ -99,8 +100,9 @@ def atomic_path(path):
 
 def write_json(path, content, indent=1):
     """Write `content` as JSON to `path` through `atomic_path`; NaN becomes null, as strict readers want."""
+    text = json.dumps(_plain(content), indent=indent, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(_plain(content), indent=indent, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _plain(value):
@@ -118,7 +120,9 @@ def _plain(value):
 def provenance(command, seed):
     """Return what every results file and card says of its origin: command, git revision, seed, date and machine."""
     device = pick_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    name = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     return {"command": command, "revision": git_revision(), "seed": seed, "date": date.today().isoformat(),
             "machine": f"{platform.system()}, {name}, Python {platform.python_version()}, torch {torch.__version__}"}
 
@@ -126,7 +130,8 @@ def provenance(command, seed):
 def git_revision():
     """Return the clone's short git revision, with "+" where tracked files were changed, or "unknown" outside git."""
     def git(*words):
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     try:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
@@ -141,7 +146,7 @@ def load_results(name):
     """
     path = data_dir() / "results" / f"{name}.json"
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("[!.]*.json"))) or "none"
         raise FileNotFoundError(f"no results {name!r} (wanted {path.name} in data/results; there: {there})")
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -1,7 +1,7 @@
 """One training loop for every network of the series: resumable to the exact step, on one device or several.
 
-`accelerate` moves the work to the GPU, splits it over processes and chooses the precision; batches come from a data set whose
-item k is fixed by (seed, k), so that a run that was killed goes on with the very next picture.
+`accelerate` moves the work to the GPU and splits it over processes; batches come from a data set whose item k is fixed
+by (seed, k), so that a run that was killed goes on with the very next picture.
 """
 
 import math
@@ -11,7 +11,8 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate.utils import broadcast
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.swa_utils import AveragedModel
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 from helpers import checkpoints
 from helpers.checkpoints import RunState, load
 from helpers.data import Crops, drawn_pool, everyday_pool, open_dataset, photo_pool
+from helpers.denoise import denoise
 from helpers.metrics import legibility_ap, psnr
 from helpers.project import data_dir, env_path, pick_device, provenance, set_seed
 from helpers.recipes import RECIPES
@@ -51,27 +53,33 @@ def bfloat16_is_fast(device):
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return any(torch.cpu.get_capabilities().get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+        return any(capabilities.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
     return False
 
 
-def make_accelerator(precision="auto"):
-    """Return accelerate's `Accelerator` on `pick_device()`, in bfloat16 where the hardware has it.
+def wants_bfloat16(precision, device):
+    """Return whether `precision` ("auto", "no" or "bf16") means bfloat16 on `device`."""
+    if precision not in ("auto", "no", "bf16"):
+        raise ValueError(f'precision must be "auto", "no" or "bf16", got {precision!r}')
+    return precision == "bf16" or (precision == "auto" and bfloat16_is_fast(device))
 
-    Args:
-        precision: "auto", "no" or "bf16".
+
+def make_accelerator():
+    """Return accelerate's `Accelerator` on `pick_device()`; a batch of the loader is shared among the processes.
+
+    It is told "no" mixed precision because accelerate fixes that once per process and leaves its autocast in the
+    model's ``forward``; `fit` wraps the training step alone, so that each call may choose.
     """
     device = pick_device()
-    if precision == "auto":
-        precision = "bf16" if bfloat16_is_fast(device) else "no"
-    if precision not in ("no", "bf16"):
-        raise ValueError(f'precision must be "auto", "no" or "bf16", got {precision!r}')
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu",
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the current one
+    return Accelerator(mixed_precision="no", cpu=device.type == "cpu",
                        dataloader_config=DataLoaderConfiguration(split_batches=True))
 
 
 def ema_update(decay):
-    """Return the update of an exponential moving average that starts as a plain mean and ends with `decay`."""
+    """Return the update of an exponential moving average whose decay grows as (1 + n) / (10 + n) up to `decay`."""
     @torch.no_grad()
     def update(averaged, current, count):
         keep = min(decay, (1 + int(count)) / (10 + int(count)))
@@ -79,22 +87,18 @@ def ema_update(decay):
     return update
 
 
-@torch.no_grad()
-def validate(model, dataset, device=None):
+def validate(model, dataset):
     """Return the mean PSNR in dB of `model` over the Samples of `dataset`: per source, and their mean as "psnr"."""
-    device = device or next(model.parameters()).device
-    was_training, scores = model.training, defaultdict(list)
-    model.eval()
+    scores = defaultdict(list)
     for sample in (dataset[i] for i in range(len(dataset))):
-        denoised = model(sample.noisy[None].to(device))[0].float().cpu()
-        scores[sample.source].append(psnr(denoised, sample.clean))
-    model.train(was_training)
+        scores[sample.source].append(psnr(denoise(model, sample.noisy), sample.clean))
     means = {source: sum(values) / len(values) for source, values in scores.items()}
     return {"psnr": sum(means.values()) / len(means), **means}
 
 
-def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, loss=None, lr=1e-3, weight_decay=1e-4, clip=1.0,
-        ema=0.999, every=None, folder=None, score=validate, forward=None, workers=0, precision="auto", seed=0, progress=True):
+def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, loss=None, lr=1e-3, weight_decay=1e-4,
+        clip=1.0, ema=0.999, every=None, folder=None, score=validate, forward=None, workers=0, precision="auto",
+        seed=0, progress=True):
     """Train `model` in place with AdamW, warm-up and cosine, gradient clipping and a moving average of the weights.
 
     Args:
@@ -104,32 +108,41 @@ def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, lo
         steps: number of steps; `len(train) // batch_size` where None.
         seconds: stop after so many seconds and let the schedule follow the clock (live trainings; cannot resume).
         batch_size: pictures per step over all processes together; a multiple of their number.
-        loss: ``loss(denoised, clean)``, mean squared error where None; its ``parts`` (dict of floats), where it has them, are logged.
+        loss: ``loss(denoised, clean)``, mean squared error where None; its ``parts`` (dict of floats), where it has
+            them, are logged.
         lr, weight_decay, clip, ema: AdamW's peak rate and decay, largest gradient norm, decay of the average (0: none).
         every: steps per line of the history (a twentieth of the run where None).
-        folder: where the run is kept (state.safetensors, best.safetensors); a run found there goes on where it stopped.
-        score: ``score(model, valid) -> dict`` with "psnr" or another first entry to be maximised.
+        folder: where the run is kept (state.safetensors, best.safetensors), written with every line of the history; a
+            run found there goes on where it stopped.
+        score: ``score(model, valid) -> dict`` with "psnr" or "score", to be maximised; by the main process alone.
         forward: ``forward(model, sample) -> loss tensor`` for networks that are no denoisers; `loss` is then unused.
+        workers: processes that prepare batches (0: none).
+        precision: of the training step: "bf16" (autocast), "no", or "auto": bf16 where the hardware has it.
+        seed: of torch's, numpy's and Python's global generators; the pictures' order is `train`'s own.
         progress: show a bar when a person watches.
 
     Returns:
-        The history: a list of dicts ``step, loss, lr, seconds`` and the scores of the averaged weights. `model` is left on
-        its device with the averaged weights, in eval mode; the best on validation stays in `folder`.
+        The history: a list of dicts ``step, loss, lr, seconds`` and the scores of the averaged weights (in the main
+        process). `model` is left on its device with the averaged weights, in eval mode; the best on validation stays
+        in `folder`.
 
     Raises:
-        TrainingError: the loss is not finite (says at which step; `folder` keeps the last good state).
-        ValueError: a batch that the processes cannot share, too few pictures for the steps.
+        TrainingError: the loss or its gradient is not finite (says at which step; `folder` keeps the last good state).
+        CheckpointError: `folder` holds a run of another network or other settings.
+        ValueError: a batch that the processes cannot share, too few pictures for the steps, no such precision.
     """
-    steps = steps or len(train) // batch_size
-    accelerator = make_accelerator(precision)
+    steps = len(train) // max(batch_size, 1) if steps is None else steps
+    accelerator = make_accelerator()
+    device = accelerator.device
+    bfloat16 = wants_bfloat16(precision, device)
     _check_budget(len(train), steps, batch_size, accelerator.num_processes, seconds, folder)
     set_seed(seed)
-    device = accelerator.device
     model.to(device, memory_format=torch.channels_last)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     average = AveragedModel(model, multi_avg_fn=ema_update(ema), use_buffers=False) if ema else None
-    state = RunState(folder, model, average, optimizer) if folder else None
+    settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    state = RunState(folder, model, average, optimizer, settings) if folder else None
     start, history, best = state.restore() if state else (0, [], -math.inf)  # every process reads, the main one writes
     loader = DataLoader(Subset(train, range(start * batch_size, steps * batch_size)), batch_size=batch_size,
                         num_workers=workers, pin_memory=device.type == "cuda")
@@ -137,33 +150,36 @@ def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, lo
     loss, every = loss or nn.MSELoss(), every or max(1, steps // 20)
     forward = forward or (lambda network, sample: loss(network(sample.noisy).float(), sample.clean))
     wrapped.train()
-    total, parts, counted, began = 0.0, defaultdict(float), 0, time.perf_counter()
-    bar = tqdm(total=steps, initial=start, disable=not (progress and accelerator.is_main_process), leave=False, mininterval=1)
+    total, parts, counted = 0.0, defaultdict(float), 0
+    began = time.perf_counter() - (history[-1]["seconds"] if history else 0)
+    bar = tqdm(total=steps, initial=start, disable=not (progress and accelerator.is_main_process), leave=False,
+               mininterval=1)
     for step, sample in enumerate(loader, start + 1):
         elapsed = time.perf_counter() - began
+        if seconds and accelerator.num_processes > 1:  # one clock, or one process would stop and the others wait
+            elapsed = broadcast(torch.tensor(elapsed, device=device)).item()
         done = (elapsed / seconds) if seconds else (step / steps)
         for group in prepared.param_groups:
             group["lr"] = learning_rate(min(done, 1.0), lr)
-        with accelerator.autocast():
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             value = forward(wrapped, sample)
-        if not torch.isfinite(value):
-            raise TrainingError(f"the loss is {float(value)} at step {step} of {steps}"
-                                + (f"; the last good state is in {folder}" if folder else ""))
+        mean = float(accelerator.reduce(value.detach(), "mean"))  # over the processes, so that all stop or none
+        _check_finite("loss", mean, step, steps, folder)
         accelerator.backward(value)
-        if clip:
-            accelerator.clip_grad_norm_(parameters, clip)
+        norm = accelerator.clip_grad_norm_(parameters, clip or math.inf)
+        _check_finite("gradient's norm", float(norm), step, steps, folder)
         prepared.step()
         prepared.zero_grad(set_to_none=True)
         if average:
             average.update_parameters(model)
-        total, counted = total + float(value.detach()), counted + 1
+        total, counted = total + mean, counted + 1
         for name, part in getattr(loss, "parts", {}).items():
             parts[name] += float(part)
         bar.update()
         last = step == steps or bool(seconds and elapsed >= seconds)
         if step % every == 0 or last:
-            line = {"step": step, "loss": total / counted, "lr": optimizer.param_groups[0]["lr"], "seconds": round(elapsed, 1),
-                    **{name: part / counted for name, part in parts.items()}}
+            line = {"step": step, "loss": total / counted, "lr": optimizer.param_groups[0]["lr"],
+                    "seconds": round(elapsed, 1), **{name: part / counted for name, part in parts.items()}}
             if valid is not None and accelerator.is_main_process:
                 line.update(score(average.module if average else model, valid))
             history.append(line)
@@ -179,18 +195,25 @@ def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, lo
     if average:
         model.load_state_dict(average.module.state_dict())
     accelerator.free_memory()
-    return (model.eval(), history)[1]
+    model.eval()
+    return history
+
+
+def _check_finite(what, value, step, steps, folder):
+    if not math.isfinite(value):
+        raise TrainingError(f"the {what} is {value} at step {step} of {steps}"
+                            + (f"; the last good state is in {folder}" if folder else ""))
 
 
 def _check_budget(length, steps, batch_size, processes, seconds, folder):
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
     if batch_size % processes:
-        raise ValueError(f"batch_size {batch_size} cannot be shared by {processes} processes: give a multiple of {processes}")
+        raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {batch_size}")
     if length < steps * batch_size:
         raise ValueError(f"{steps} steps of {batch_size} take {steps * batch_size} pictures, the data set has {length}")
-    if seconds and folder:
-        raise ValueError("a run limited by seconds cannot resume: give steps, or no folder")
+    if seconds is not None and (seconds <= 0 or folder):
+        raise ValueError(f"seconds must be above 0 and without a folder, since such runs cannot resume; got {seconds}")
 
 
 def training_data(recipe):
@@ -229,28 +252,32 @@ def segmentation_score(model, dataset):
 
 def _segmentation_loss(network, sample):
     crack = sample.mask[:, None].float()
-    return binary_cross_entropy_with_logits(network(sample.clean).float(), crack, pos_weight=torch.tensor(4.0, device=crack.device))
+    weight = torch.tensor(4.0, device=crack.device)  # a few per cent of the pixels are crack
+    return binary_cross_entropy_with_logits(network(sample.clean).float(), crack, pos_weight=weight)
 
 
 def train(name, workers=0, progress=True):
     """Run the recipe `name`, resuming a run that was stopped, and write its checkpoint and card.
 
-    Shipped recipes end in ``data/checkpoints/``, experiments in ``data/runs/``. Returns the card.
+    Shipped recipes end in ``data/checkpoints/``, experiments in ``data/runs/``. Returns the card. What is left of a
+    run in ``data/runs/<name>/`` is gone on with, also where it had ended.
     """
     recipe = RECIPES[name]
     model = checkpoints.build(recipe.architecture, recipe.arguments)
     if recipe.start:
-        model.load_state_dict(load(recipe.start).state_dict())
+        model.load_state_dict(load_or_train(recipe.start).state_dict())
     crops, valid, data = training_data(recipe)
     folder = data_dir() / "runs" / name
     segment = recipe.objective == "segment"
-    history = fit(model, crops, valid, batch_size=recipe.batch_size, lr=recipe.lr, every=max(1, recipe.steps // 10), folder=folder,
-                  score=segmentation_score if segment else validate, forward=_segmentation_loss if segment else None,
-                  workers=workers, seed=recipe.seed, progress=progress)
+    history = fit(model, crops, valid, batch_size=recipe.batch_size, lr=recipe.lr, every=max(1, recipe.steps // 10),
+                  folder=folder, score=segmentation_score if segment else validate,
+                  forward=_segmentation_loss if segment else None, workers=workers, seed=recipe.seed, progress=progress)
     card = {"architecture": recipe.architecture, "arguments": recipe.arguments, "recipe": asdict(recipe), "data": data,
             "metrics": {"valid": history[-1]}, "history": history, **provenance(f"make train ONLY={name}", recipe.seed)}
-    checkpoints.save(model.cpu(), name, card, folder="checkpoints" if recipe.shipped else "runs")
-    print(f"{name}: {history[-1]}", flush=True)
+    if PartialState().is_main_process:  # only there does the history hold scores
+        checkpoints.save(model.cpu(), name, card, folder="checkpoints" if recipe.shipped else "runs")
+        print(f"{name}: {history[-1]}", flush=True)
+    PartialState().wait_for_everyone()
     return card
 
 
@@ -260,8 +287,9 @@ def load_or_train(name):
     Raises:
         KeyError: neither a checkpoint nor a recipe of that name; lists both.
     """
-    if name not in checkpoints.checkpoint_names():
+    if not checkpoints.checkpoint_path(name).is_file():
         if name not in RECIPES:
-            raise KeyError(f"no denoiser {name!r}: checkpoints {', '.join(checkpoints.checkpoint_names())}; recipes {', '.join(RECIPES)}")
+            there = ", ".join(checkpoints.checkpoint_names()) or "none"
+            raise KeyError(f"no denoiser {name!r}: checkpoints {there}; recipes {', '.join(RECIPES)}")
         train(name)
     return load(name)

@@ -1,10 +1,12 @@
 """Train the networks of the series, one after the other; a run that was stopped goes on where it was.
 
     python scripts/train.py                      every shipped network that is not there yet
-    python scripts/train.py --only unet conv     these, again where they are there
+    python scripts/train.py --only unet conv     these
     python scripts/train.py --list               the recipes
 
-Photographs come from CRACK_PHOTOS; without it the networks are trained on the drawn surfaces alone. On several GPUs: `accelerate launch scripts/train.py --only unet`.
+A run that had ended counts as trained as long as its state is in data/runs/NAME; remove that to train it again.
+Photographs come from CRACK_PHOTOS; without it the networks are trained on the drawn surfaces alone. On several GPUs:
+`accelerate launch scripts/train.py --only unet`.
 """
 
 import argparse
@@ -18,7 +20,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="recipes to run, in this order")
     parser.add_argument("--list", action="store_true", help="show the recipes and stop")
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare crops (0: none; 8 or more for a GPU)")
+    parser.add_argument("--workers", type=int, default=0,
+                        help="processes that prepare crops (0: none; 8 or more for a GPU)")
     options = parser.parse_args()
     unknown = set(options.only or ()) - set(RECIPES)
     if unknown:
