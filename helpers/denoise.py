@@ -3,8 +3,7 @@
 Tiles start at multiples of 8, so that their pooling grids are the picture's; what is missing at its end is mirrored. Of
 an overlap each of the two neighbours gives up its outer margin, where it lacks surroundings; between the margins they
 cross-fade by a raised cosine. All weights sum to 1, and a tile enters with a weight far below 1/255: whatever a model
-makes of its tiles, the border of one is never a step above 1/255. Rows of tiles are finished one after the other, so
-that beside the picture and the result only a band of the picture is in memory.
+makes of its tiles, the border of one is never a step above 1/255. Beside picture and result only a band is in memory.
 """
 
 import argparse
@@ -39,15 +38,13 @@ WRITABLE = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm")
 def denoise(model, image, tile=None, overlap=None, batch_size=None, progress=False):
     """Denoise a picture of any size, from 1 x 1 to 100 megapixels and more.
 
-    `UNet` gives, with the default tiles, what it gives for the whole picture in one piece (to 1e-5); with a smaller
-    `overlap` it does so away from the overlaps. A picture that fits into one tile is never cut. The model works in
-    its own precision, on its own device and in eval mode; the modes are put back.
+    With the default tiles `UNet` gives what it gives for the whole picture in one piece (to 1e-5), with a smaller
+    `overlap` only away from the overlaps. The model works in its own precision, on its device and in eval mode.
 
     Args:
         model: a denoiser, (B, 3, h, w) to (B, 3, h, w). `model.size`, where there is one, is the only size it takes,
             `model.tile` the size it prefers, `model.multiple` what h and w must be multiples of (else 8).
-        image: numpy (H, W, 3) or torch (3, H, W); floating point in [0, 1] (other values are passed on as they are) or
-            uint8.
+        image: numpy (H, W, 3) or torch (3, H, W); uint8, or floating point in [0, 1] (others pass as they are).
         tile: side of the tiles in pixels at most, a multiple of 8; default the model's, else 768.
         overlap: pixels that neighbours share at least; default 136 (the radii of both, and 32 to cross-fade), for
             tiles below 454 less. From 16 on no border of a tile is a step above 1/255.
@@ -76,10 +73,7 @@ def denoise(model, image, tile=None, overlap=None, batch_size=None, progress=Fal
     elif batch_size != int(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
 
-    if isinstance(image, np.ndarray):
-        output, home = np.empty(image.shape, image.dtype), torch.device("cpu")
-    else:
-        output, home = torch.empty(image.shape, dtype=image.dtype, device=image.device), image.device
+    output, home = (np if isinstance(image, np.ndarray) else torch).empty_like(image), image.device
     bar = tqdm(total=len(down.starts) * len(across.starts), unit="tile", disable=not progress)
     with bar, _evaluating(model), torch.inference_mode():
         # rows of tiles add to a band of the picture; what no later row touches is written and leaves the band
@@ -124,15 +118,15 @@ class _Tiles(NamedTuple):
 
 def _lay_tiles(model, shape, tile=None, overlap=None):
     """Return the `_Tiles` of rows and of columns for a picture of `shape` (H, W)."""
-    only, likes, multiple = (getattr(model, name, default) for name, default in
-                             (("size", None), ("tile", None), ("multiple", 8)))
-    tile = tile or only or likes or -(-TILE // multiple) * multiple
+    only, likes, multiple = getattr(model, "size", None), getattr(model, "tile", None), getattr(model, "multiple", 8)
+    tile = only or likes or -(-TILE // multiple) * multiple if tile is None else tile
     if tile != int(tile) or tile < multiple or tile % multiple:
         raise ValueError(f"tile must be a multiple of {multiple} pixels, got {tile!r}")
     if only and tile != only:
         raise ValueError(f"tile must be {only}, the one size that {type(model).__name__} takes, got {tile}")
     if overlap is None:
-        overlap = min(2 * RADIUS + RAMP, max(3 * tile // 10, min(tile // 2 // multiple * multiple, RAMP)), tile - multiple)
+        half = tile // 2 // multiple * multiple  # so that no three tiles meet in a row
+        overlap = min(2 * RADIUS + RAMP, max(3 * tile // 10, min(half, RAMP)), tile - multiple)
     if overlap != int(overlap) or not 0 <= overlap <= tile - multiple:
         raise ValueError(f"overlap must be in 0..{tile - multiple} pixels for tiles of {tile}, got {overlap!r}")
     whole = [max(-(-length // multiple) * multiple, only or 0) for length in shape]
@@ -155,8 +149,7 @@ def _lay_line(length, tile, overlap, multiple, shrink):
     middles = [(a + size + b) / 2 for a, b in zip(starts, starts[1:], strict=False)]  # of the overlaps
     pixels = torch.tensor(starts, dtype=torch.float64)[:, None] + torch.arange(size) + 0.5  # (tiles, size)
 
-    def past(middle):
-        """0 before the cross-fade around `middle`, (tiles,), 1 after it."""
+    def past(middle):  # 0 before the cross-fade around `middle`, 1 after it
         place = (pixels - torch.tensor(middle, dtype=torch.float64)[:, None]) / ramp + 0.5
         return torch.sin(math.pi / 2 * place.clamp(0, 1)) ** 2
 
@@ -166,12 +159,12 @@ def _lay_line(length, tile, overlap, multiple, shrink):
 
 def _cut(image, y, x, height, width):
     """Return a tile as (3, height, width) float32; beyond the picture's end it is mirrored, its edge not repeated."""
-    first = 0 if isinstance(image, np.ndarray) else 1
-    rows, columns = _mirror(y, height, image.shape[first])[:, None], _mirror(x, width, image.shape[first + 1])
-    if isinstance(image, np.ndarray):
-        tile = torch.from_numpy(image[rows, columns].astype(np.float32)).permute(2, 0, 1)
+    array = isinstance(image, np.ndarray)
+    rows, columns = (_mirror(*place) for place in zip((y, x), (height, width), image.shape[not array:], strict=False))
+    if array:
+        tile = torch.from_numpy(image[np.ix_(rows, columns)].astype(np.float32)).permute(2, 0, 1)
     else:
-        tile = image[:, torch.from_numpy(rows), torch.from_numpy(columns)].float()
+        tile = image[:, torch.from_numpy(rows)[:, None], torch.from_numpy(columns)].float()
     return tile / 255 if image.dtype in (np.uint8, torch.uint8) else tile
 
 
@@ -190,8 +183,7 @@ def _run(model, tiles):
     denoised = model(tiles.to(weight.device, weight.dtype, memory_format=order))
     got = tuple(getattr(denoised, "shape", ())) or type(denoised)
     if got != tuple(tiles.shape):
-        raise ValueError(f"a denoiser must return its input's shape {tuple(tiles.shape)}, {type(model).__name__} "
-                         f"returned {got}")
+        raise ValueError(f"a denoiser must return shape {tuple(tiles.shape)}, {type(model).__name__} returned {got}")
     return denoised.float()
 
 
@@ -247,10 +239,9 @@ def _pairs(source, target):
     if target.is_file() or target.suffix.lower() in WRITABLE or target.resolve() == source.resolve():
         raise ValueError(f"IN is a folder, so OUT must be another folder, got {target}")
     files = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    for path in files:
-        if path.suffix.lower() not in SUFFIXES:
-            print(f"{path}: left out, no picture by its name", file=sys.stderr)
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    for path in sorted(set(files) - set(pictures)):
+        print(f"{path}: left out, no picture by its name", file=sys.stderr)
     if not pictures:
         raise ValueError(f"no pictures in {source} (wanted {', '.join(SUFFIXES)})")
     return [(path, target / f"{path.stem}.png") for path in pictures]
@@ -263,9 +254,9 @@ def _denoise_file(model, source, target, taken, force):
     if target.exists() and not force:
         raise FileExistsError(f"{source}: {target} is there already (--force overwrites it)")
     denoised = denoise(model, _read_bytes(source), progress=sys.stderr.isatty())
+    quality = {"quality": 95} if target.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
     with atomic_path(target) as temporary:
-        lossy = target.suffix.lower() in (".jpg", ".jpeg", ".webp")
-        Image.fromarray(denoised).save(temporary, **({"quality": 95} if lossy else {}))
+        Image.fromarray(denoised).save(temporary, **quality)
     return denoised.shape
 
 
@@ -275,8 +266,7 @@ def main(arguments=None):
         "Denoise a photograph of any size, or those of a folder. Results are 8 bit sRGB, of the same size and upright. "
         "Exit status: 0, 1 where a photograph failed (stderr says which and why; the rest goes on), 2 for misuse."))
     parser.add_argument("input", metavar="IN", type=Path, help="a photograph, or a folder of them")
-    parser.add_argument("output", metavar="OUT", type=Path, help=(
-        f"the result ({' '.join(WRITABLE)}), or a folder where names are kept, with .png"))
+    parser.add_argument("output", metavar="OUT", type=Path, help="the result, or a folder: names are kept, with .png")
     parser.add_argument("--model", metavar="NAME", help=f"checkpoint; default the first there of {', '.join(DEFAULTS)}")
     parser.add_argument("--force", action="store_true", help="overwrite results, though never a photograph of IN")
     options = parser.parse_args(arguments)

@@ -291,6 +291,7 @@ BAD[2, 3, 1] = np.nan
     (lambda: denoise(nn.Identity(), BAD), ValueError, "1 NaN or infinite"),
     (lambda: denoise(nn.Identity(), torch.full((3, 4, 4), torch.inf)), ValueError, "48 NaN or infinite"),
     (lambda: denoise(nn.Identity(), PICTURE, tile=100), ValueError, "multiple of 8.*got 100"),
+    (lambda: denoise(nn.Identity(), PICTURE, tile=0), ValueError, "multiple of 8.*got 0"),
     (lambda: denoise(nn.Identity(), PICTURE, tile=-8), ValueError, "multiple of 8.*got -8"),
     (lambda: denoise(nn.Identity(), PICTURE, tile=64, overlap=64), ValueError, r"0\.\.56.*tiles of 64, got 64"),
     (lambda: denoise(nn.Identity(), PICTURE, overlap=-1), ValueError, r"overlap.*got -1"),
