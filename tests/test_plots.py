@@ -1,0 +1,187 @@
+"""The figures: the right window, the right order, labelled axes."""
+
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from helpers import plots  # noqa: E402
+from helpers.metrics import psnr  # noqa: E402
+from helpers.plots import (  # noqa: E402
+    crack_inset,
+    pivot,
+    show_history,
+    show_images,
+    show_outputs,
+    show_results,
+    table,
+)
+from helpers.samples import Sample  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+@settings(deadline=None)
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=14)), st.integers(1, 16))
+def test_inset_holds_the_most_crack(mask, side):
+    y, x, inside = crack_inset(mask, side)
+    height, width = mask.shape
+    assert inside == min(side, height, width)
+    assert 0 <= y <= height - inside and 0 <= x <= width - inside
+    most = max(mask[i:i + inside, j:j + inside].sum()
+               for i in range(height - inside + 1) for j in range(width - inside + 1))
+    assert mask[y:y + inside, x:x + inside].sum() == most
+
+
+def test_inset_without_crack_is_in_the_middle():
+    assert crack_inset(np.zeros((100, 60), bool), side=20) == (40, 20, 20)
+
+
+def picture():
+    return np.random.default_rng(0).random((12, 16, 3)).astype(np.float32)
+
+
+def shown(figure):
+    """Return the arrays in a figure's axes, insets left out."""
+    return [np.asarray(axis.images[0].get_array()) for axis in figure.axes if axis.images]
+
+
+def test_numpy_torch_and_flat_arrays_are_shown_alike():
+    array, flat = picture(), np.eye(12, 16, dtype=bool)
+    tensor = torch.from_numpy(array.transpose(2, 0, 1).copy()).requires_grad_()
+    figure = show_images([array, tensor, flat, torch.from_numpy(flat)], titles=["a", "b", "c", "d"])
+    assert isinstance(figure, Figure)
+    images = shown(figure)
+    np.testing.assert_array_equal(images[0], array)
+    np.testing.assert_array_equal(images[1], array)
+    np.testing.assert_array_equal(images[2], flat)
+    np.testing.assert_array_equal(images[3], flat)
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "c", "d"]
+    assert all(axis.images[0].get_clim() == (0, 1) for axis in figure.axes)
+    figure.canvas.draw()
+
+
+def test_values_outside_are_clipped():
+    assert [(image.min(), image.max()) for image in shown(show_images([picture() * 4 - 2]))] == [(0, 1)]
+
+
+def test_grid_has_the_columns_wanted_and_hides_what_is_left():
+    figure = show_images([picture()] * 5, columns=3, suptitle="five")
+    assert len(figure.axes) == 6 and len(shown(figure)) == 5
+    assert figure.get_suptitle() == "five"
+    assert not any(axis.axison for axis in figure.axes)
+
+
+def test_inset_enlarges_the_window():
+    array = picture()
+    axis = show_images([array], inset=(2, 3, 5)).axes[0]
+    np.testing.assert_array_equal(axis.child_axes[0].images[0].get_array(), array[2:7, 3:8])
+    assert axis.patches[0].get_bbox().bounds == (2.5, 1.5, 5, 5)
+
+
+def test_nothing_is_closed_and_nothing_is_shown():
+    before = plt.figure()
+    figure = show_images([picture()])
+    assert set(plt.get_fignums()) == {before.number, figure.number}
+
+
+def test_outputs_come_in_order_with_their_scores():
+    clean = torch.full((3, 24, 32), 0.5)
+    noisy = clean + 0.1
+    sample = Sample(clean, noisy, torch.eye(24, 32).bool(), True, "a", "a", "a", "road", 25.0)
+    outputs = {"blur": clean + 0.01, "unet": clean - 0.02}
+    figure = show_outputs(sample, outputs, errors=["unet"])
+    titles = [axis.get_title() for axis in figure.axes if axis.images]
+    assert titles[0] == "clean" and titles[1].startswith("noisy, σ = 25/255\n20.0 dB · SSIM ")
+    assert titles[2].startswith("blur\n40.0 dB") and titles[3].startswith(f"unet\n{psnr(clean - 0.02, clean):.1f} dB")
+    assert titles[4] == "error of unet\n× 5 around mid grey"
+    np.testing.assert_allclose(shown(figure)[4], 0.4, atol=1e-5)
+
+
+def test_table_has_dashes_for_what_is_missing():
+    rows = [{"method": "unet", "psnr": 26.123, "n": 3}, {"method": "bm3d", "psnr": None}, {"psnr": math.nan},
+            {"psnr": np.float32(2.5)}]
+    assert table(rows, {"method": "Method", "psnr": "PSNR", "n": "tiles"}, digits=1).data.splitlines() == [
+        "| Method | PSNR | tiles |", "| --- | --- | --- |", "| unet | 26.1 | 3 |", "| bm3d | – | – |", "| – | – | – |",
+        "| – | 2.5 | – |"]
+
+
+def result_rows():
+    scores = {"unet": (28.5, 24.0), "noisy": (14.5, 14.8), "bm3d": (28.0, 24.2)}
+    rows = []
+    for sigma in (25, 50):
+        for method, values in scores.items():
+            for source, value in zip(("road", "wall", "mean"), (*values, sum(values) / 2), strict=True):
+                rows.append({"method": method, "source": source, "sigma": sigma, "psnr": value + (50 - sigma) / 10,
+                             "legibility": None if source == "wall" or method == "noisy" else value / 100})
+    return rows
+
+
+def test_pivot_sorts_by_the_mean():
+    lines = pivot(result_rows())
+    assert [line["method"] for line in lines] == ["noisy", "bm3d", "unet"]
+    assert lines[2] == {"method": "unet", "road": 28.5, "wall": 24.0, "mean": 26.25}
+    assert pivot(result_rows(), sigma=25)[0]["road"] == 17.0
+
+
+def test_pivot_puts_what_was_not_measured_first():
+    assert [line["mean"] for line in pivot(result_rows(), "legibility")] == [None, 0.261, 0.2625]
+
+
+def test_pivot_of_another_sigma_says_which_there_are():
+    with pytest.raises(ValueError, match=r"no results at sigma 15, there are \[25, 50\]"):
+        pivot(result_rows(), sigma=15)
+
+
+@pytest.mark.parametrize("figure", ["psnr", "legibility"])
+def test_results_show_every_method_and_source(figure):
+    axis = show_results(result_rows(), figure, label="a label")
+    assert axis.get_xlabel() == "a label" and axis.get_title() == "σ = 50/255"
+    methods = [label.get_text() for label in axis.get_yticklabels()]
+    assert methods == ["noisy", "bm3d", "unet"]
+    assert {text.get_text() for text in axis.get_legend().get_texts()} == {"road", "wall", "mean of sources"}
+    road = next(line for line in axis.lines if line.get_label() == "road")
+    values = [line["road"] for line in pivot(result_rows(), figure)]
+    np.testing.assert_array_equal(road.get_xdata(), np.array(values, float))
+    low, high = axis.get_xlim()
+    assert low < np.nanmin(road.get_xdata()) and high > np.nanmax(road.get_xdata())
+    axis.figure.canvas.draw()
+
+
+def test_results_of_methods_with_other_sources_are_shown():
+    rows = [{"method": "a", "source": "mean", "sigma": 50, "psnr": 1.0},
+            {"method": "b", "source": "road", "sigma": 50, "psnr": 2.0},
+            {"method": "b", "source": "mean", "sigma": 50, "psnr": 2.0}]
+    _, axis = plt.subplots()
+    assert show_results(rows, axis=axis, title="two") is axis
+    assert axis.get_title() == "two"
+    assert np.isnan(axis.lines[0].get_xdata()[0]) and axis.lines[0].get_xdata()[1] == 2.0
+
+
+def test_history_has_both_axes_labelled():
+    history = [{"step": 1, "seconds": 0.5, "loss": 0.02, "psnr": 20.0},
+               {"step": 2, "seconds": 1.5, "loss": 0.01, "psnr": 24.0}]
+    axis = show_history(history)
+    loss = next(other for other in axis.figure.axes if other is not axis)
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("seconds of training", "PSNR on validation in dB")
+    assert loss.get_ylabel() == "training loss"
+    assert list(axis.lines[0].get_ydata()) == [20, 24] and list(loss.lines[0].get_ydata()) == [0.02, 0.01]
+    axis.figure.canvas.draw()
+
+
+def test_colours_are_apart():
+    assert len(set(plots.COLOURS)) == len(plots.COLOURS) == 8

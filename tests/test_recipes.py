@@ -1,0 +1,173 @@
+"""The recipes: each can be built, refers to one that is there, and is trained or loaded by its name."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from helpers import training
+from helpers.checkpoints import build, checkpoint_names, load, read_card, save
+from helpers.data import open_dataset
+from helpers.recipes import RECIPES, Recipe
+from helpers.training import load_or_train, train, training_data
+
+TINY = Recipe("UNet", {"width": 2, "stages": 1}, data="drawn", steps=4, batch_size=2, crop=16)
+
+
+@pytest.fixture(scope="module")
+def sheets(tmp_path_factory):
+    """A data folder whose drawn sheets are made once for all tests."""
+    return tmp_path_factory.mktemp("sheets")
+
+
+@pytest.fixture
+def data(tmp_path, sheets, monkeypatch):
+    """A small data folder, small data and one tiny recipe."""
+    (tmp_path / "cache").symlink_to(sheets)
+    monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
+    monkeypatch.setenv("DENOISE_DEVICE", "cpu")
+    monkeypatch.delenv("CRACK_PHOTOS", raising=False)
+    monkeypatch.setattr(training, "SHEETS", 2)
+    monkeypatch.setattr(training, "open_dataset", lambda *words, **options: open_dataset(
+        *words, **{**options, "length": 2}))
+    monkeypatch.setitem(RECIPES, "tiny", TINY)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_can_be_built_and_takes_its_crops(name):
+    recipe = RECIPES[name]
+    with torch.device("meta"):
+        model = build(recipe.architecture, recipe.arguments)
+        output = model(torch.zeros(1, 3, recipe.crop, recipe.crop))
+    assert output.shape == (1, 1 if recipe.objective == "segment" else 3, recipe.crop, recipe.crop)
+    assert recipe.data in ("drawn", "photos", "both") and recipe.objective in ("denoise", "segment")
+    assert min(recipe.steps, recipe.batch_size) >= 1 and 0 < recipe.lr < 1
+    assert json.loads(json.dumps(dataclasses.asdict(recipe)))["architecture"] == recipe.architecture
+
+
+def test_starts_are_recipes_of_the_same_network():
+    for recipe in RECIPES.values():
+        if recipe.start:
+            start = RECIPES[recipe.start]
+            assert (start.architecture, start.arguments) == (recipe.architecture, recipe.arguments)
+            assert list(RECIPES).index(recipe.start) < list(RECIPES.values()).index(recipe)
+
+
+def test_shipped_denoisers_are_blind_and_hold_what_the_project_promises():
+    shipped = {name for name, recipe in RECIPES.items() if recipe.shipped}
+    assert {"dense", "conv", "unet", "segmenter"} <= shipped
+    for name in shipped - {"segmenter"}:
+        assert RECIPES[name].sigma == (5, 60), name
+    assert RECIPES["unet"].arguments["width"] == 32 and RECIPES["unet"].data == "both"
+    assert RECIPES["segmenter"].objective == "segment" and RECIPES["segmenter"].sigma == 0
+    assert RECIPES["dense"].crop == RECIPES["dense_skip"].crop == 56
+
+
+def test_the_two_of_the_drawn_surfaces_differ_in_their_data_alone():
+    photos, drawn = RECIPES["unet_photos_only"], RECIPES["unet_drawn_only"]
+    assert dataclasses.replace(photos, data="drawn") == drawn and photos.data == "photos"
+
+
+def test_checkpoints_that_are_there_have_a_recipe():
+    for name in checkpoint_names():
+        assert name in RECIPES and RECIPES[name].shipped
+        assert read_card(name)["arguments"] == RECIPES[name].arguments
+
+
+def test_trains_when_there_is_none_and_loads_when_there_is(data, capsys, monkeypatch):
+    trained = load_or_train("tiny")
+    assert "tiny: {" in capsys.readouterr().out
+    card = read_card("tiny")
+    assert card["architecture"] == "UNet" and card["recipe"]["steps"] == 4 and card["seed"] == 0
+    assert card["data"] == "drawn 100 %" and card["command"] == "make train ONLY=tiny"
+    assert card["metrics"]["valid"] == card["history"][-1] and card["history"][-1]["step"] == 4
+    assert card["history"][-1]["psnr"] > 5
+    assert sorted(path.name for path in (data / "runs" / "tiny").iterdir()) == ["best.safetensors", "state.safetensors"]
+
+    monkeypatch.setattr(training, "train", lambda name: pytest.fail("trained again"))
+    again = load_or_train("tiny")
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
+    assert not again.training
+
+
+def test_same_recipe_twice_gives_the_same_weights(data):
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)  # as in a fresh process
+        train("tiny", progress=False)
+        results.append(load("tiny").state_dict())
+        (data / "checkpoints" / "tiny.safetensors").unlink()
+        (data / "runs" / "tiny" / "state.safetensors").unlink()
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_experiment_is_kept_apart_and_found(data, monkeypatch):
+    monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(TINY, shipped=False))
+    train("tiny", progress=False)
+    assert (data / "runs" / "tiny.safetensors").is_file() and checkpoint_names() == []
+    monkeypatch.setattr(training, "train", lambda name: pytest.fail("trained again"))
+    load_or_train("tiny")
+
+
+def test_start_is_loaded_or_trained_first(data, monkeypatch):
+    monkeypatch.setitem(RECIPES, "later", dataclasses.replace(TINY, start="tiny", lr=0.0))
+    train("later", progress=False)
+    start, later = load("tiny"), load("later")
+    for a, b in zip(start.parameters(), later.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3)  # a rate of zero: nothing but half precision between them
+
+
+def test_segmenter_is_scored_by_average_precision(data, monkeypatch):
+    recipe = Recipe("CrackSegmenter", {"width": 2, "stages": 1}, data="drawn", steps=2, batch_size=2, crop=32, sigma=0,
+                    objective="segment")
+    monkeypatch.setitem(RECIPES, "tiny", recipe)
+    card = train("tiny", progress=False)
+    assert 0 <= card["history"][-1]["score"] <= 1
+    assert load("tiny").head.out_channels == 1
+
+
+def test_unknown_name_lists_checkpoints_and_recipes(data):
+    save(build("UNet", {"width": 2}), "kept", {"architecture": "UNet", "arguments": {"width": 2}})
+    with pytest.raises(KeyError, match="no denoiser 'nobody': checkpoints kept; recipes .*unet.*tiny"):
+        load_or_train("nobody")
+
+
+def test_checkpoint_without_a_recipe_is_loaded(data):
+    save(build("UNet", {"width": 2}), "kept", {"architecture": "UNet", "arguments": {"width": 2}})
+    assert load_or_train("kept").head.in_channels == 2
+
+
+def test_photographs_are_asked_for(data):
+    with pytest.raises(ValueError, match="set CRACK_PHOTOS"):
+        training_data(dataclasses.replace(TINY, data="photos"))
+
+
+def test_training_without_photographs_mixes_drawn_and_everyday_pictures(data):
+    crops, valid, text = training_data(dataclasses.replace(TINY, data="both"))
+    assert len(crops) == 8 and crops[0].clean.shape == (3, 16, 16)
+    assert text == "drawn 87 %, everyday 13 %"
+    assert len(valid) == 2
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """A plain folder of photographs, one source."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number in range(24):
+        pixels = np.random.default_rng(number).integers(0, 256, (224, 224, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"photo{number:02d}.png")
+    monkeypatch.setenv("CRACK_PHOTOS", str(folder))
+
+
+@pytest.mark.parametrize("kind, text, pictures", [("both", "drawn 25 %, .* 60 %, everyday 15 %", 4),
+                                                  ("photos", "[^,]* 100 %", 2), ("drawn", "drawn 100 %", 2)])
+def test_photographs_are_mixed_in_where_there_are_some(data, photographs, kind, text, pictures):
+    _, valid, said = training_data(dataclasses.replace(TINY, data=kind))
+    assert re.fullmatch(text, said)
+    assert len(valid) == pictures
