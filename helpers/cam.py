@@ -15,7 +15,7 @@ from torch import nn
 
 from helpers.cam_methods import GRADIENT_FREE, METHODS, TARGETS, Signed, Target, parse_target
 from helpers.cam_view import overlay, show_cam, threshold_cam
-from helpers.principal import SIGN_RULES, principal_map, token_norm
+from helpers.principal import SIGN_RULES, principal_map, sign_rule, token_norm
 from helpers.vit import patch_grid, vit_blocks
 
 __all__ = ["ActivationMap", "GRADIENT_FREE", "METHODS", "SIGN_RULES", "TARGETS", "activation_map", "batch_attention",
@@ -77,12 +77,13 @@ def activation_map(model, image, layer, method="EigenCAM", target="mean", sign="
         model: a ViT of `open_vit`, a U-Net or a hybrid, in any mode, on any device; left as it was, whatever happens.
         image: torch (3, H, W) or (B, 3, H, W), or numpy (H, W, 3) or (B, H, W, 3), in [0, 1].
         layer: a name from `layers_of(model)`, or a module of the model that gives (B, C, h, w) or the ViT's tokens.
-        method: a name from `METHODS`, the library's classes; "TokenNorm" is the null method without decomposition.
+        method: a name from `METHODS`, the library's classes; "TokenNorm" and "CentredTokenNorm", without any
+            decomposition, are the null methods.
         target: what the gradient is taken of: a name from `TARGETS`, a region (H, W) bool (its mean), or a tuple
-            (name, region). EigenCAM, KPCA_CAM and TokenNorm (`GRADIENT_FREE`) use no gradient: there the target has no
-            effect, and any but the default gives a UserWarning that says so.
+            (name, region). Methods in `GRADIENT_FREE` use no gradient: there the target has no effect, and any but
+            the default gives a UserWarning that says so.
         sign: for methods that decompose: "auto", a name from `SIGN_RULES`, or "library" for the library's own
-            computation with the sign as it falls (grids up to 64 x 64).
+            computation with the sign as it falls (grids up to 64 x 64). Others have a sign that means something.
 
     Returns:
         An `ActivationMap`; a list of them, one per picture, for a batch.
@@ -99,6 +100,8 @@ def activation_map(model, image, layer, method="EigenCAM", target="mean", sign="
     name, module = _find_layer(model, layer)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if sign != "library":
+        sign_rule(sign)
     target, region = parse_target(target, pictures.shape[-2:])
     if method in GRADIENT_FREE and (target, region) != ("mean", None):
         warnings.warn(f"{method} uses no gradient: the target has no effect on its map", UserWarning, stacklevel=2)
@@ -159,9 +162,8 @@ def _as_it_was(model):
 
 
 def _vit_of(model):
-    """The ViT that a model is or has, or None."""
-    parts = (model, getattr(model, "vit", None))
-    return next((part for part in parts if hasattr(getattr(part, "config", None), "patch_size")), None)
+    """The ViT that a model is or holds, or None: the outermost part with a configuration that has patches."""
+    return next((part for part in model.modules() if hasattr(getattr(part, "config", None), "patch_size")), None)
 
 
 def _grid(model, output):
@@ -170,8 +172,7 @@ def _grid(model, output):
     output = output[0] if isinstance(output, tuple) else output
     if output.ndim == 4:
         return output.clone()  # a ReLU in place must not change what was saved
-    vit = _vit_of(model)
-    if output.ndim == 3 and vit is not None:
+    if output.ndim == 3 and (vit := _vit_of(model)) is not None:
         return patch_grid(output, vit)
     raise ValueError("a map needs a layer that gives (B, C, h, w) or a ViT's tokens (B, N, C), got "
                      f"{tuple(output.shape)}")
@@ -211,6 +212,13 @@ def _as_batch(image):
     return pictures.float(), single
 
 
+IN_A_LOSS = {
+    "EigenCAM": principal_map,
+    "TokenNorm": lambda features, sign: token_norm(features, centred=False),
+    "CentredTokenNorm": lambda features, sign: token_norm(features),
+}
+
+
 class batch_attention(nn.Module):
     """Maps for a whole batch on its own device, for use inside a loss: pictures (B, 3, H, W) to (B, h, w) in [0, 1].
 
@@ -220,7 +228,7 @@ class batch_attention(nn.Module):
     Args:
         model: as in `activation_map`. Frozen: it is put in eval mode and its weights are never trained.
         layer: a name from `layers_of(model)` or a module; default the block two thirds of the way through the ViT.
-        method: "EigenCAM" or "TokenNorm".
+        method: "EigenCAM", "TokenNorm" or "CentredTokenNorm".
         sign: "auto" or a name from `SIGN_RULES`.
 
     >>> from helpers.models import UNet
@@ -230,8 +238,8 @@ class batch_attention(nn.Module):
 
     def __init__(self, model, layer=None, method="EigenCAM", sign="auto"):
         super().__init__()
-        if method not in ("EigenCAM", "TokenNorm"):
-            raise ValueError(f'inside a loss the method must be "EigenCAM" or "TokenNorm", got {method!r}')
+        if method not in IN_A_LOSS:
+            raise ValueError(f"inside a loss the method must be one of {', '.join(IN_A_LOSS)}, got {method!r}")
         if layer is None:
             names = list(layers_of(model))
             layer = names[2 * len(names) // 3]
@@ -246,7 +254,6 @@ class batch_attention(nn.Module):
             self.model(pictures)
         finally:
             handle.remove()
-        maps = principal_map(found[0], self.sign) if self.method == "EigenCAM" else token_norm(found[0].float())
-        maps = maps.clamp_min(0)
+        maps = IN_A_LOSS[self.method](found[0].float(), self.sign).clamp_min(0)
         maps = maps - maps.amin((-2, -1), keepdim=True)
         return maps / maps.amax((-2, -1), keepdim=True).clamp_min(1e-12)

@@ -49,8 +49,8 @@ class Signed(_Mapped):
     """A method that decomposes features, and so has to be told which sign to give its map."""
 
     def __init__(self, model, target_layers, reshape_transform=None, sign="auto"):
-        self.sign = sign if sign == "library" else sign_rule(sign)
         super().__init__(model, target_layers, reshape_transform)
+        self.sign = sign if sign == "library" else sign_rule(sign)
 
     def features(self, activations, grads):
         """What is decomposed, (B, C, h, w)."""
@@ -155,18 +155,26 @@ class XGradCAM(_Rectified, library.XGradCAM):
 
 
 class TokenNorm(_Defined, BaseCAM):
-    """Null method, no decomposition: the distance of each position's activations from their mean over the picture."""
+    """Null method, no decomposition: the length of the vector of activations at each position."""
+
+    centred = False
 
     def __init__(self, model, target_layers, reshape_transform=None):
         super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
 
     def signed_map(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth):
-        return token_norm(_as_float(activations)).numpy()
+        return token_norm(_as_float(activations), self.centred).numpy()
+
+
+class CentredTokenNorm(TokenNorm):
+    """Null method, no decomposition: the distance of each position's activations from their mean over the picture."""
+
+    centred = True
 
 
 METHODS = {cls.__name__: cls for cls in (EigenCAM, KPCA_CAM, GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM,
-                                         EigenGradCAM, SegEigenCAM, TokenNorm)}
-GRADIENT_FREE = ("EigenCAM", "KPCA_CAM", "TokenNorm")  # the target cannot change their maps
+                                         EigenGradCAM, SegEigenCAM, TokenNorm, CentredTokenNorm)}
+GRADIENT_FREE = ("EigenCAM", "KPCA_CAM", "TokenNorm", "CentredTokenNorm")  # the target cannot change their maps
 
 
 def kernel_projection(features, kernel="sigmoid", gamma=None, landmarks=256, rank=64):

@@ -37,7 +37,7 @@ def threshold_cam(cam, lower=0.4, upper=0.9, rescale=True, by="value"):
 
     Source of Otsu's threshold: scikit-image.
 
-    >>> threshold_cam(np.array([[0.2, 0.4, 0.65, 0.9, 1.0]])).tolist()
+    >>> threshold_cam(np.array([[0.2, 0.4, 0.65, 0.9, 1.0]])).round(3).tolist()
     [[0.0, 0.0, 0.5, 1.0, 0.0]]
     """
     cam = _as_map(cam)

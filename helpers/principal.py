@@ -52,7 +52,7 @@ def _contrast(map, features):
 
 # name -> score of a map (B, h, w) with the features (B, C, h, w) it is made of; where it is negative the map is turned
 SIGN_RULES = {"largest": _largest, "skewness": _skewness, "minority": _minority, "norm": _norm, "contrast": _contrast}
-AUTO = "norm"  # the rule behind sign="auto": best on train tiles of those that need no mask
+AUTO = "norm"  # the rule behind sign="auto": the best or as good on noisy train tiles, for both decompositions
 
 
 def sign_rule(sign):
