@@ -61,10 +61,11 @@ def _in_band(maps, lower, upper):
 
     A band that holds one value only keeps it as 1; an empty band gives zeros.
     """
-    kept = (maps >= lower) & (maps <= upper)
+    kept = ~((maps < lower) | (maps > upper))  # NaN stays, to be found by who asks for it
     low = maps.masked_fill(~kept, math.inf).amin((-2, -1), keepdim=True)
     high = maps.masked_fill(~kept, -math.inf).amax((-2, -1), keepdim=True)
-    stretched = torch.where(high > low, (maps - low) / (high - low).clamp(min=1e-12), 1.0)
+    constant = high - low <= 1e-5  # as good as: interpolation rounds
+    stretched = torch.where(constant, 1.0, (maps - low) / (high - low).clamp(min=1e-5))
     return torch.where(kept, stretched, 0.0)
 
 
