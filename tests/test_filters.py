@@ -1,6 +1,7 @@
 """The filters: each is better than doing nothing, and the search for their parameters ranks as it says."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from helpers.samples import Item, add_noise, make_sample
 from helpers.surfaces import draw_surface
 
 SIGMA = 50
+OURS = [name for name in FILTERS if name != "bm3d"]  # an optional package, and slow
 
 
 def brick():
@@ -37,11 +39,9 @@ def sample(clean, source, seed=0):
     return make_sample(item, clean, np.zeros(clean.shape[:2], bool), (SIGMA, SIGMA), np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("name", OURS)
 def test_filter_lowers_the_error(name, pair):
-    if name == "bm3d":
-        pytest.importorskip("bm3d")
-    clean, noisy = (picture[:48, :48] if name == "bm3d" else picture for picture in pair)  # BM3D is slow
+    clean, noisy = pair
     before = noisy.copy()
     denoised = FILTERS[name](noisy, SIGMA)
     assert denoised.shape == clean.shape and np.issubdtype(denoised.dtype, np.floating)
@@ -51,7 +51,7 @@ def test_filter_lowers_the_error(name, pair):
 
 
 @pytest.mark.filterwarnings("ignore:Level value:UserWarning")  # a small picture has few levels
-@pytest.mark.parametrize("name", [name for name in FILTERS if name != "bm3d"])
+@pytest.mark.parametrize("name", OURS)
 def test_every_entry_of_the_grid_is_accepted(name):
     clean = drawn()[:32, :32]
     for parameters in GRIDS[name]:
@@ -96,6 +96,14 @@ def test_sources_weigh_equally_in_the_search(monkeypatch):
     tried = search("constant", samples, SIGMA)
     assert tried[0] == (pytest.approx((0.45**2 + 0.55**2) / 2, rel=1e-5), {"level": 0.45})  # not the nine's 0.0
     assert [error for error, _ in tried[1:]] == pytest.approx([0.5, 0.5])
+
+
+def test_bm3d_is_told_the_noise_on_the_picture_s_scale(monkeypatch):
+    asked = []
+    monkeypatch.setitem(sys.modules, "bm3d", SimpleNamespace(bm3d_rgb=lambda *words: asked.append(words) or words[0]))
+    noisy = drawn()
+    assert filters.bm3d(noisy, 51) is noisy
+    assert asked == [(noisy, pytest.approx(0.2))]
 
 
 def test_missing_bm3d_says_how_to_get_it(monkeypatch):

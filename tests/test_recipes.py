@@ -15,7 +15,7 @@ from helpers.data import open_dataset
 from helpers.recipes import RECIPES, Recipe
 from helpers.training import load_or_train, train, training_data
 
-TINY = Recipe("UNet", {"width": 2, "stages": 1}, data="drawn", steps=4, batch_size=2, crop=16)
+TINY = Recipe("UNet", {"width": 2, "stages": 1}, data="drawn", steps=2, batch_size=2, crop=16)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def data(tmp_path, sheets, monkeypatch):
     monkeypatch.delenv("CRACK_PHOTOS", raising=False)
     monkeypatch.setattr(training, "SHEETS", 2)
     monkeypatch.setattr(training, "open_dataset", lambda *words, **options: open_dataset(
-        *words, **{**options, "length": 2}))
+        *words, **{**options, "length": 1}))
     monkeypatch.setitem(RECIPES, "tiny", TINY)
     return tmp_path
 
@@ -41,9 +41,8 @@ def data(tmp_path, sheets, monkeypatch):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_can_be_built_and_takes_its_crops(name):
     recipe = RECIPES[name]
-    with torch.device("meta"):
-        model = build(recipe.architecture, recipe.arguments)
-        output = model(torch.zeros(1, 3, recipe.crop, recipe.crop))
+    with torch.no_grad():
+        output = build(recipe.architecture, recipe.arguments)(torch.zeros(1, 3, recipe.crop, recipe.crop))
     assert output.shape == (1, 1 if recipe.objective == "segment" else 3, recipe.crop, recipe.crop)
     assert recipe.data in ("drawn", "photos", "both") and recipe.objective in ("denoise", "segment")
     assert min(recipe.steps, recipe.batch_size) >= 1 and 0 < recipe.lr < 1
@@ -83,9 +82,9 @@ def test_trains_when_there_is_none_and_loads_when_there_is(data, capsys, monkeyp
     trained = load_or_train("tiny")
     assert "tiny: {" in capsys.readouterr().out
     card = read_card("tiny")
-    assert card["architecture"] == "UNet" and card["recipe"]["steps"] == 4 and card["seed"] == 0
+    assert card["architecture"] == "UNet" and card["recipe"]["steps"] == 2 and card["seed"] == 0
     assert card["data"] == "drawn 100 %" and card["command"] == "make train ONLY=tiny"
-    assert card["metrics"]["valid"] == card["history"][-1] and card["history"][-1]["step"] == 4
+    assert card["metrics"]["valid"] == card["history"][-1] and card["history"][-1]["step"] == 2
     assert card["history"][-1]["psnr"] > 5
     assert sorted(path.name for path in (data / "runs" / "tiny").iterdir()) == ["best.safetensors", "state.safetensors"]
 
@@ -149,9 +148,9 @@ def test_photographs_are_asked_for(data):
 
 def test_training_without_photographs_mixes_drawn_and_everyday_pictures(data):
     crops, valid, text = training_data(dataclasses.replace(TINY, data="both"))
-    assert len(crops) == 8 and crops[0].clean.shape == (3, 16, 16)
+    assert len(crops) == 4 and crops[0].clean.shape == (3, 16, 16)
     assert text == "drawn 87 %, everyday 13 %"
-    assert len(valid) == 2
+    assert len(valid) == 1
 
 
 @pytest.fixture
@@ -165,8 +164,8 @@ def photographs(tmp_path, monkeypatch):
     monkeypatch.setenv("CRACK_PHOTOS", str(folder))
 
 
-@pytest.mark.parametrize("kind, text, pictures", [("both", "drawn 25 %, .* 60 %, everyday 15 %", 4),
-                                                  ("photos", "[^,]* 100 %", 2), ("drawn", "drawn 100 %", 2)])
+@pytest.mark.parametrize("kind, text, pictures", [("both", "drawn 25 %, .* 60 %, everyday 15 %", 2),
+                                                  ("photos", "[^,]* 100 %", 1), ("drawn", "drawn 100 %", 1)])
 def test_photographs_are_mixed_in_where_there_are_some(data, photographs, kind, text, pictures):
     _, valid, said = training_data(dataclasses.replace(TINY, data=kind))
     assert re.fullmatch(text, said)
