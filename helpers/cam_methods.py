@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_grad_cam as library
 import torch
 from pytorch_grad_cam.base_cam import BaseCAM
+from sklearn.decomposition import KernelPCA
 from sklearn.metrics.pairwise import pairwise_kernels
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -195,11 +196,11 @@ def kernel_projection(features, kernel="sigmoid", gamma=None, landmarks=256, ran
     if not tokens.any():
         return torch.zeros(height, width)
     if count <= landmarks:
-        places, rank = np.arange(count), count
-    else:  # one landmark in each of m equal runs of positions, at random: an even grid alone could beat with a texture
-        edges = np.linspace(0, count, landmarks + 1).astype(int)
-        places = np.random.default_rng(0).integers(edges[:-1], edges[1:])
-    marks = tokens[places]
+        exact = KernelPCA(1, kernel=kernel, gamma=gamma, random_state=0).fit_transform(tokens)
+        return torch.from_numpy(exact.reshape(height, width).astype(np.float32))
+    # one landmark in each of m equal runs of positions, at random: an even grid alone could beat with a texture
+    edges = np.linspace(0, count, landmarks + 1).astype(int)
+    marks = tokens[np.random.default_rng(0).integers(edges[:-1], edges[1:])]
     options = {} if kernel in ("linear", "cosine") else {"gamma": gamma}
 
     values, vectors = np.linalg.eigh(pairwise_kernels(marks, metric=kernel, **options))
