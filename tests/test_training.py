@@ -122,7 +122,7 @@ def test_killed_run_ends_with_the_same_weights(tmp_path):
     code = ("import sys; from test_training import *; "
             "run(Changed(crops(), 8 * BATCH, kill), valid=crops(1, seed=9), folder=sys.argv[1])")
     process = python(code.replace("sys.argv[1]", repr(str(tmp_path / "killed"))))
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == -signal.SIGKILL, errors
     assert step_of(tmp_path / "killed" / "state.safetensors") == 6
     assert_resumes(tmp_path / "killed", tmp_path)
@@ -442,7 +442,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     code = f"import test_training; test_training.worker({str(tmp_path)!r})"
     processes = [python(code, RANK=str(rank), LOCAL_RANK=str(rank), **variables) for rank in range(2)]
     try:
-        outputs = [process.communicate(timeout=300) for process in processes]
+        outputs = [process.communicate(timeout=900) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -454,9 +454,9 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         assert len(saved[GRADIENTS]) == len(gradients) == 12
         for step, (ours, theirs) in enumerate(zip(gradients, saved[GRADIENTS], strict=True)):
             for a, b in zip(ours, theirs, strict=True):
-                assert (a - b).norm() <= 1e-3 * a.norm() + 1e-7, f"step {step + 1}"
+                assert (a - b).norm() <= 1e-5 * a.norm() + 1e-9, f"step {step + 1}"
         for name, value in model.state_dict().items():
-            torch.testing.assert_close(saved["model"][name], value, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(saved["model"][name], value, rtol=0, atol=1e-6)
     ends = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert ends[0] == ends[1]
     assert "loss is nan at step 2 of 12" in ends[0]["message"]
