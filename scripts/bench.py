@@ -3,7 +3,9 @@
 On the CPU, one thread is used and its processor time counted, so that other programs do not disturb the ratios; on a
 GPU it is the time on the clock.
 
-    python scripts/bench.py losses       the regional sharpness loss: pooled, unfolded, and in a loop over windows
+    python scripts/bench.py losses       the regional sharpness loss: pooled, unfolded, and in a loop over windows;
+                                         what the CAM-weighted loss adds to a training step of the hybrid
+    python scripts/bench.py cam          EigenCAM and KPCA_CAM beside pytorch-grad-cam's own
 """
 
 import argparse
@@ -11,9 +13,13 @@ import statistics
 import time
 
 import torch
+from torch import nn
 
-from helpers.losses import RegionalSharpnessLoss, window_scores
+from helpers.cam import layers_of
+from helpers.hybrid import HybridViTUNet
+from helpers.losses import CamWeightedLoss, CombinedLoss, RegionalSharpnessLoss, window_scores
 from helpers.project import pick_device
+from helpers.vit import open_vit
 
 
 def now(device):
@@ -162,7 +168,43 @@ def bench_losses(options):
             raise SystemExit(f"{name} and pooled do not agree: gradients differ by {float(error):.2g}")
 
 
-BENCHES = {"losses": bench_losses}
+    bench_step(options)
+
+
+def bench_step(options):
+    """A training step of the hybrid (width 32, batch 8 at 224 x 224), float32."""
+    device = pick_device()
+    try:
+        vit = open_vit()
+    except FileNotFoundError as error:
+        print(f"\nNo training step: {error}")
+        return
+    model = HybridViTUNet(width=32, vit=open_vit()).to(device)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    clean, noisy = torch.rand(2, 8, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def step(loss):
+        def work():
+            optimizer.zero_grad()
+            loss(model(noisy), clean).backward()
+            optimizer.step()
+        return work
+
+    weighted = CombinedLoss({"cam": (CamWeightedLoss(vit, layer=list(layers_of(vit))[7]), 0.2)})
+    works = {"MSE": step(CombinedLoss({})), "MSE and CAM-weighted": step(weighted)}
+    print()
+    step(nn.MSELoss())()  # the first step also makes the optimizer's state
+    compare(f"{bench_step.__doc__} On {device.type}.", works, device, 1, slow=tuple(works))
+
+
+def bench_cam(options):
+    """The maps: see bench_cam.py."""
+    from bench_cam import bench_cam as run  # its measurements are processes of their own
+
+    run()
+
+
+BENCHES = {"losses": bench_losses, "cam": bench_cam}
 
 
 def main():

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from torch import nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import interpolate, mse_loss
 
 from helpers import losses
+from helpers.cam import activation_map, batch_attention, threshold_cam
 from helpers.losses import (
     MATCHED,
     CamWeightedLoss,
@@ -27,6 +28,7 @@ from helpers.losses import (
     matched_constant,
     window_scores,
 )
+from helpers.models import UNet
 
 MATCHES = ("sorted", "aligned", "pixel")
 
@@ -363,6 +365,19 @@ def test_the_vit_is_handed_to_the_cam_module(monkeypatch):
     monkeypatch.setitem(sys.modules, "helpers.cam", None)  # as if it were not there
     with pytest.raises(ImportError, match="attention="):
         CamWeightedLoss("a vit", 7)
+
+
+def test_the_map_is_the_one_of_activation_map_thresholded():
+    torch.manual_seed(0)
+    model, clean = UNet(4), textures(2, 32, 40)
+    maps = CamWeightedLoss(model, "bottleneck", lower=0.3, upper=0.8).maps(clean)
+    for index in range(2):
+        raw = activation_map(model, clean[index], "bottleneck").raw
+        grid = batch_attention(model, "bottleneck")(clean)[index]
+        assert grid.shape == raw.shape
+        full = interpolate(grid[None, None], (32, 40), mode="bilinear", align_corners=False)[0, 0]
+        np.testing.assert_allclose(maps[index].numpy(), threshold_cam(full.clamp(0, 1).numpy(), 0.3, 0.8), atol=1e-5)
+    assert 0 < (maps > 0).float().mean() < 1
 
 
 def test_combined_is_the_weighted_sum_and_logs_its_parts():
