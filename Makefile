@@ -34,7 +34,7 @@ endif
 # Live trainings in notebooks: shorter when nobody watches.
 run test: export LIVE_SECONDS ?= 20
 
-.PHONY: help run test lab notebooks html train test-oldest test-newest clean
+.PHONY: help run test lab notebooks html train readme test-oldest test-newest clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -66,6 +66,9 @@ html: $(INSTALLED)  ## pages in build/html/, without executing anything
 
 train: $(INSTALLED)  ## train the shipped denoisers, going on where the last call stopped (ONLY="unet conv" for some)
 	$(PY) scripts/train.py $(if $(ONLY),--only $(ONLY))
+
+readme: $(INSTALLED)  ## write the numbers in README.md from data/results/
+	$(PY) scripts/readme.py
 
 # Do the bounds in pyproject.toml hold? The tests with the lowest versions they allow, and with the newest there are;
 # each in a .venv of its own under build/.
