@@ -61,7 +61,8 @@ class DenseDAE(nn.Module):
         self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, bottleneck), nn.ReLU(inplace=True))
         self.decoder = nn.Sequential(nn.Linear(bottleneck, pixels), nn.Unflatten(1, (3, self.size, self.size)))
         if skip:
-            nn.init.zeros_(self.decoder[0].weight)  # start with the same small change of every picture
+            nn.init.zeros_(self.decoder[0].weight)  # start as the identity
+            nn.init.zeros_(self.decoder[0].bias)
 
     def forward(self, noisy):
         check_size(noisy, exact=self.size)

@@ -39,19 +39,19 @@ class Recipe:
 UNET = {"width": 32, "predict": "noise"}
 
 RECIPES = {
-    # Issue of the drawn surfaces: is a network that never saw a photograph nearly as good on photographs?
+    # Is a network that never saw a photograph nearly as good on photographs?
     "unet_photos_only": Recipe("UNet", UNET, data="photos", steps=5000, sigma=50, shipped=False),
     "unet_drawn_only": Recipe("UNet", UNET, data="drawn", steps=5000, sigma=50, shipped=False),
-    # Picture or noise? A quarter of an hour each, decided on validation.
+    # Picture or noise? A few minutes each, decided on validation.
     "unet_image": Recipe("UNet", {"width": 32, "predict": "image"}, steps=500, shipped=False),
     "unet_noise": Recipe("UNet", UNET, steps=500, shipped=False),
     "conv_image": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=500, shipped=False),
     "conv_noise": Recipe("ConvDAE", {"width": 32, "predict": "noise"}, steps=500, shipped=False),
     # The checkpoints.
-    "dense": Recipe("DenseDAE", {"bottleneck": 64}, steps=4000, batch_size=64, crop=56),
-    "dense_skip": Recipe("DenseDAE", {"bottleneck": 64, "skip": True}, steps=4000, batch_size=64, crop=56),
-    "conv": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=3000),
+    "dense": Recipe("DenseDAE", {"bottleneck": 64}, steps=3000, batch_size=64, crop=56),
+    "dense_skip": Recipe("DenseDAE", {"bottleneck": 64, "skip": True}, steps=3000, batch_size=64, crop=56),
+    "conv": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=2000),
     "unet": Recipe("UNet", UNET, steps=8000, start="unet_photos_only"),
-    "segmenter": Recipe("CrackSegmenter", {"width": 16}, steps=2000, batch_size=8, crop=128, sigma=0,
+    "segmenter": Recipe("CrackSegmenter", {"width": 16}, steps=1500, batch_size=8, crop=128, sigma=0,
                         objective="segment"),
 }

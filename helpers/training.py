@@ -246,7 +246,7 @@ def segmentation_score(model, dataset):
     for sample in (dataset[i] for i in range(len(dataset))):
         if sample.has_mask and sample.mask.any():
             probability = torch.sigmoid(model(sample.clean[None].to(device)))[0, 0].float().cpu().numpy()
-            scores.append(legibility_ap(probability, sample.mask.numpy()))
+            scores.append(legibility_ap(probability, sample.mask.numpy(), side="outside"))
     return {"score": float(np.mean(scores))}
 
 
@@ -263,6 +263,7 @@ def train(name, workers=0, progress=True):
     run in ``data/runs/<name>/`` is gone on with, also where it had ended.
     """
     recipe = RECIPES[name]
+    set_seed(recipe.seed)
     model = checkpoints.build(recipe.architecture, recipe.arguments)
     if recipe.start:
         model.load_state_dict(load_or_train(recipe.start).state_dict())

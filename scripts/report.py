@@ -5,8 +5,8 @@
     python scripts/report.py surfaces                 drawn surfaces against the photographs of CRACK_PHOTOS
     python scripts/report.py photos --methods bm3d    measure only these now; the full report then finds them done
 
-Each method's figures are kept in data/cache/report/ until the method, its parameters or its weights change, so a report that
-was stopped goes on where it was.
+Each method's figures are kept in data/cache/report/ until the method, its parameters or its weights change, so a
+report that was stopped goes on where it was.
 """
 
 import argparse
@@ -17,20 +17,21 @@ from functools import partial
 
 import numpy as np
 import torch
-from helpers.denoise import denoise
 from surface_stats import surface_statistics
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
 from helpers.data import open_dataset
+from helpers.denoise import denoise
 from helpers.filters import FILTERS, GRIDS, search
 from helpers.intervals import ratio_of_means
 from helpers.metrics import evaluate_picture, legibility_ap
 from helpers.project import atomic_path, data_dir, env_path, provenance, save_results, write_json
 
 SIGMAS = (15, 25, 50)
-KEPT = ("mse", "ssim", "sharpness", "sharpness_clean", "aligned_numerator", "aligned_denominator", "mse_crack", "mse_rest", "legibility")
+KEPT = ("mse", "ssim", "sharpness", "sharpness_clean", "aligned_numerator", "aligned_denominator", "mse_crack",
+        "mse_rest", "legibility", "legibility_outside")
 DENOISERS = ("dense", "dense_skip", "conv", "unet", "hybrid_classic", "hybrid")
 
 
@@ -90,7 +91,8 @@ def reader():
 
     @torch.inference_mode()
     def read(picture):
-        return torch.sigmoid(model(torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None]))[0, 0].numpy()
+        picture = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+        return torch.sigmoid(model(picture[None]))[0, 0].numpy()
     return read, sha256(checkpoint_path("segmenter"))
 
 
@@ -101,7 +103,9 @@ def measure(samples, function, read, label):
         noisy, clean, mask = numpy_picture(sample.noisy), numpy_picture(sample.clean), sample.mask.numpy()
         denoised = np.asarray(function(noisy), np.float32)
         row = evaluate_picture(denoised, clean, mask)
-        row["legibility"] = legibility_ap(read(np.clip(denoised, 0, 1)), mask) if read and mask.any() else float("nan")
+        probability = read(np.clip(denoised, 0, 1)) if read and mask.any() else None
+        for figure, side in (("legibility", "both"), ("legibility_outside", "outside")):
+            row[figure] = float("nan") if probability is None else legibility_ap(probability, mask, side=side)
         for figure in KEPT:
             columns[figure].append(float(f"{row[figure]:.5g}"))
     return dict(columns)
@@ -120,7 +124,8 @@ def rows_of(method, sigma, items, columns):
             "sharpness": ratio_of_means(value["sharpness"], value["sharpness_clean"]),
             "aligned_sharpness": ratio_of_means(value["aligned_numerator"], value["aligned_denominator"]),
             "mse_crack": np.nanmean(value["mse_crack"]), "mse_rest": np.nanmean(value["mse_rest"]),
-            "legibility": np.nanmean(value["legibility"]) if np.isfinite(value["legibility"]).any() else np.nan,
+            **{figure: np.nanmean(value[figure]) if np.isfinite(value[figure]).any() else np.nan
+               for figure in ("legibility", "legibility_outside")},
         })
     figures = [figure for figure in rows[0] if figure not in ("method", "source", "sigma", "n")]
     mean = {figure: np.mean([row[figure] for row in rows]) for figure in figures}
@@ -128,7 +133,7 @@ def rows_of(method, sigma, items, columns):
 
 
 def report(name, photos, only=None, sigmas=SIGMAS, skip=()):
-    """Measure the test set (built-in, or the photographs in `photos`) at every sigma; write results `name` when complete."""
+    """Measure the test set (built-in, or `photos`) at every sigma; write results `name` when complete."""
     rows, per_item, parameters, items = [], {}, {}, None
     read, reader_key = reader()
     for sigma in sigmas:
@@ -161,7 +166,7 @@ def content_key(samples):
 
 
 def report_surfaces(photos):
-    """Write results "surfaces": (a) statistics of each kind beside the real sources, (b) drawn-only against photographs-only."""
+    """Write results "surfaces": statistics of kinds beside real sources, drawn-only against photographs-only."""
     rows = []
     for name in ("unet_photos_only", "unet_drawn_only"):
         model, key = load(name), {"method": name, "sha256": sha256(checkpoint_path(name))}
@@ -172,7 +177,8 @@ def report_surfaces(photos):
         rows += rows_of(name, 50, dataset.items, columns)
         print(name, [(row["source"], round(row["psnr"], 2)) for row in rows if row["method"] == name], flush=True)
     statistics = surface_statistics(photos)
-    save_results("surfaces", {**provenance("python scripts/report.py surfaces", 0), "statistics": statistics, "rows": rows})
+    save_results("surfaces", {**provenance("python scripts/report.py surfaces", 0), "statistics": statistics,
+                              "rows": rows})
 
 
 def main():
