@@ -60,7 +60,8 @@ class ViT(nn.Module):
 
         Args:
             pictures: (B, 3, H, W) in [0, 1], of any size.
-            blocks: numbers of blocks, counted from 0 like ``vit_blocks(vit)[0]``; negative ones from the end.
+            blocks: numbers of blocks, counted from 0 like ``vit_blocks(vit)[0]``; negative ones from the end; None
+                among them stands for the last tokens, after the final normalisation.
 
         Returns:
             (B, N, C) with class and register tokens (`patch_grid` takes them off), or a list of such.
@@ -83,12 +84,13 @@ class ViT(nn.Module):
 
     def _after(self, pictures, blocks):
         layers, kept = vit_blocks(self), {}
-        if wrong := [n for n in blocks if not -len(layers) <= n < len(layers)]:
+        if wrong := [n for n in blocks if n is not None and not -len(layers) <= n < len(layers)]:
             raise ValueError(f"blocks must be in 0..{len(layers) - 1}, got {', '.join(map(str, wrong))}")
-        numbers = [n % len(layers) for n in blocks]
-        handles = [layers[n].register_forward_hook(lambda *call, n=n: kept.update({n: call[-1]})) for n in set(numbers)]
+        numbers = [n if n is None else n % len(layers) for n in blocks]
+        handles = [layers[n].register_forward_hook(lambda *call, n=n: kept.update({n: call[-1]}))
+                   for n in set(numbers) - {None}]
         try:
-            self.model(pictures, **self._options)
+            kept[None] = self.model(pictures, **self._options).last_hidden_state
         finally:
             for handle in handles:
                 handle.remove()

@@ -27,6 +27,7 @@ KINDS = {"vit": (ViTConfig(**SIZES), 1), "deit": (DeiTConfig(**SIZES), 2), "vit_
          "dinov2": (Dinov2Config(**DINO), 1),
          "registers": (Dinov2WithRegistersConfig(**DINO, num_register_tokens=3), 4),
          "dinov3": (DINOv3ViTConfig(**SIZES, num_register_tokens=2), 3)}
+DEEP = ViTConfig(**{**SIZES, "num_hidden_layers": 12})
 PREPROCESSOR = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.1, 0.2, 0.3]}
 
 
@@ -73,7 +74,8 @@ def test_blocks_take_and_give_tokens_in_order(kind):
     for handle in handles:
         handle.remove()
     assert all(isinstance(tokens, torch.Tensor) and tokens.shape == last.shape for tokens in seen)
-    for tokens, wanted in zip(vit(picture, blocks=(0, 2, -1, 1)), (seen[0], seen[2], seen[2], seen[1]), strict=True):
+    given = vit(picture, blocks=(0, 2, None, -1, 1))
+    for tokens, wanted in zip(given, (seen[0], seen[2], last, seen[2], seen[1]), strict=True):
         torch.testing.assert_close(tokens, wanted)
     assert not any(block._forward_hooks for block in blocks), "hooks are released"
 
@@ -226,3 +228,91 @@ def test_a_network_without_blocks_is_refused():
     odd.config = KINDS["vit"][0]
     with pytest.raises(ValueError, match="Linear has no list of 3 blocks"):
         vit_blocks(odd)
+
+
+@pytest.fixture
+def distilled(tmp_path, monkeypatch):
+    """Train a tiny student of a tiny teacher on noise, and return what `train_student` does with given arguments."""
+    import numpy as np
+    import student
+
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("DENOISE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("DENOISE_DEVICE", "cpu")
+    teacher = save_vit(tmp_path / "teacher", DEEP)
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), np.uint8)
+    pool = [(picture, np.zeros((48, 48), bool)) for picture in pictures]
+
+    def run(count=24, **arguments):
+        views = student.Views({"drawn": pool}, 24, 4, sizes=(16, 32))
+        valid = student.Crops({"drawn": pool}, 3, 32, 50, seed=1)
+        student.train_student(teacher, count, 4, data=(views, valid, "drawn 100 %"), progress=False, **arguments)
+        return views
+    return run, tmp_path / "data" / "models" / BUILT_IN
+
+
+def test_the_student_is_written_and_opens_as_the_built_in_vit(distilled, tmp_path):
+    run, folder = distilled
+    run()
+    vit, teacher = open_vit(), open_vit(tmp_path / "teacher")
+    assert vit.name == BUILT_IN and sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "card.json", "config.json", "model.safetensors", "preprocessor_config.json"]
+    torch.testing.assert_close(vit.mean, teacher.mean)
+    torch.testing.assert_close(vit.std, teacher.std)
+    for (name, weight), (_, old) in zip(vit.named_parameters(), teacher.named_parameters(), strict=True):
+        assert not torch.equal(weight, old.half().float()), f"{name} was not trained"
+    config, card = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "card"))
+    assert "id2label" not in config and card["sha256"] == vit.sha256 and card["teacher_sha256"] == teacher.sha256
+    text = (folder / "README.md").read_text()
+    assert "teacher" in text and "Apache-2.0" in text and "24 noisy pictures" in text and str(tmp_path) not in text
+
+
+def test_a_student_that_was_stopped_goes_on_the_same(distilled, monkeypatch):
+    import student
+
+    run, folder = distilled
+    run()
+    whole = (folder / "model.safetensors").read_bytes()
+    for path in (folder.parent.parent / "runs" / "student").iterdir():
+        path.unlink()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(self, index, get=student.Views.__getitem__):
+        if index == 16:
+            raise Stopped
+        return get(self, index)
+    with monkeypatch.context() as patch:
+        patch.setattr(student.Views, "__getitem__", stop)
+        with pytest.raises(Stopped):
+            run()
+    run()
+    assert (folder / "model.safetensors").read_bytes() == whole
+
+
+def test_views_are_clean_in_a_tenth_and_of_one_size_per_step(distilled):
+    run, _ = distilled
+    views = run(count=8)
+    samples = [views[index] for index in range(24)]
+    assert [sample.noisy.shape[-1] for sample in samples] == ([16] * 4 + [32] * 4) * 3
+    assert [index for index in range(24) if torch.equal(samples[index].clean, samples[index].noisy)] == [0, 10, 20]
+    assert all(0 <= sample.sigma <= 75 for sample in samples) and samples[10].sigma == 0
+
+
+def test_the_loss_of_a_student_is_by_the_definition(tmp_path):
+    import student
+
+    teacher = open_vit(save_vit(tmp_path / "teacher", DEEP))
+    std = torch.rand(6, 2, 16) + 0.5
+    sample = student.Crops({"a": [((torch.rand(32, 32, 3) * 255).byte().numpy(), None)]}, 1, 32, 50)[0]
+    sample = sample._replace(clean=sample.clean[None], noisy=sample.noisy[None])
+    loss = student.Distillation(teacher, std)
+    assert loss(teacher, sample._replace(noisy=sample.clean)) == 0
+    wanted = 0
+    for k, block in enumerate(student.BLOCKS):
+        (noisy,), (clean,) = teacher(sample.noisy, [block]), teacher(sample.clean, [block])
+        difference = ((noisy - clean)[0] / torch.cat([std[k, :1], std[k, 1:].expand(16, -1)])).abs()
+        smooth = torch.where(difference < 1, difference.square() / 2, difference - 0.5).mean(1)
+        wanted += (smooth[1:].mean() + 0.1 * smooth[0]) / 6
+    torch.testing.assert_close(loss(teacher, sample), wanted)
