@@ -125,6 +125,11 @@ def load(name):
                               f"restore both, or train it again with `make train ONLY={name}`")
     model = build(card["architecture"], card["arguments"])
     try:
+        if hasattr(model, "check_vit"):  # a frozen ViT's weights are not in the file: it must be the same one
+            model.check_vit(card)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: {error}") from error
+    try:
         model.load_state_dict(read_tensors(path))  # float16 is turned into the model's float32
     except RuntimeError as error:
         wanted = f"{card['architecture']}({card['arguments']})"

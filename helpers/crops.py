@@ -23,6 +23,8 @@ class Crops(Dataset):
         sigma: noise on the 0..255 scale, a number or a (low, high) range, uniform per sample.
         seed: whole number of at least 0.
         weights: dict from source to its share, default equal shares whatever the number of pictures.
+        colour: share of the samples whose channels change places and whose saturation changes (0.4 to 3 times), for
+            surfaces of colours that no training picture has.
 
     Raises:
         ValueError: no pictures, a length below 1, weights of other sources; a picture smaller than the crop (when
@@ -34,7 +36,7 @@ class Crops(Dataset):
     (torch.Size([3, 64, 64]), 'grey')
     """
 
-    def __init__(self, pools, length, size=64, sigma=(5, 60), seed=0, weights=None):
+    def __init__(self, pools, length, size=64, sigma=(5, 60), seed=0, weights=None, colour=0.0):
         if not pools or not all(len(pool) for pool in pools.values()):
             counts = {source: len(pool) for source, pool in pools.items()}
             raise ValueError(f"pools must hold pictures for every source, got {counts}")
@@ -45,6 +47,9 @@ class Crops(Dataset):
         if set(weights) != set(pools) or min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf:
             raise ValueError(f"weights must be one number from 0 for each of {', '.join(pools)}, got {weights}")
         self.pools, self.length, self.size, self.sigma, self.seed = pools, length, size, sigma_range(sigma), seed
+        if not 0 <= colour <= 1:
+            raise ValueError(f"colour must be a share in 0..1, got {colour}")
+        self.colour = colour
         self.sources = [source for source in pools if weights[source] > 0]
         shares = np.array([weights[source] for source in self.sources], float)
         self._upto = np.cumsum(shares / shares.sum())[:-1]
@@ -73,6 +78,8 @@ class Crops(Dataset):
         window = np.s_[y:y + self.size, x:x + self.size]
         crop = _turned(picture[window], turn)
         cut = np.zeros(crop.shape[:2], bool) if mask is None else _turned(mask[window], turn)
+        if self.colour and rng.random() < self.colour:
+            crop = _recoloured(crop, rng)
         photo = f"{source}-{number:05d}"
         return make_sample(Item(f"{photo}-{index}", photo, photo, source, mask is not None), crop, cut, self.sigma, rng)
 
@@ -81,3 +88,11 @@ def _turned(array, turn):
     """Return one of the eight flips and rotations of the first two axes, `turn` in 0..7."""
     array = array[::-1 if turn & 1 else 1, ::-1 if turn & 2 else 1]
     return array.swapaxes(0, 1) if turn & 4 else array
+
+
+def _recoloured(crop, rng):
+    """Return a crop (h, w, 3) uint8 with its channels in another order and another saturation."""
+    crop = crop[..., rng.permutation(3)].astype(np.float32)
+    grey = crop.mean(-1, keepdims=True)
+    crop = grey + np.exp(rng.uniform(np.log(0.4), np.log(3))) * (crop - grey)
+    return np.clip(np.rint(crop), 0, 255).astype(np.uint8)

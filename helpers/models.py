@@ -40,7 +40,8 @@ class DenseDAE(nn.Module):
 
     Args:
         bottleneck: numbers that the whole picture is squeezed through, at most 256.
-        skip: add the noisy picture to the output, so that the layers need only describe the change.
+        skip: mix the noisy picture into the output, (1 - g) of what the layers paint and g of what came in; the
+            gate g, one number, is learned. Simply added, the noisy picture would bring all of its noise along.
 
     Raises:
         ValueError: `bottleneck` outside 1..256; in ``forward`` a size other than 56 x 56.
@@ -61,13 +62,12 @@ class DenseDAE(nn.Module):
         self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, bottleneck), nn.ReLU(inplace=True))
         self.decoder = nn.Sequential(nn.Linear(bottleneck, pixels), nn.Unflatten(1, (3, self.size, self.size)))
         if skip:
-            nn.init.zeros_(self.decoder[0].weight)  # start as the identity
-            nn.init.zeros_(self.decoder[0].bias)
+            self.gate = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, noisy):
         check_size(noisy, exact=self.size)
         output = self.decoder(self.encoder(noisy - 0.5)) + 0.5  # centred, so that zero weights mean mid grey
-        return output + noisy - 0.5 if self.skip else output
+        return torch.lerp(output, noisy, self.gate.to(output.dtype)) if self.skip else output
 
 
 class ConvDAE(nn.Module):
@@ -180,3 +180,10 @@ class CrackSegmenter(UNet):
     def __init__(self, width=16, stages=3):
         super().__init__(width, predict="image", upsample="bilinear", stages=stages)
         self.head = nn.Conv2d(width, 1, 1)
+
+
+def __getattr__(name):  # the hybrid builds on UNet above, and transformers is slow to import
+    if name == "HybridViTUNet":
+        from helpers.hybrid import HybridViTUNet
+        return HybridViTUNet
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -232,7 +232,7 @@ def training_data(recipe):
                **dict.fromkeys(everyday, 0.15)}
     weights = {source: weight / sum(weights.values()) for source, weight in weights.items()}
     crops = Crops({**drawn, **real, **everyday}, recipe.steps * recipe.batch_size, size=recipe.crop,
-                  sigma=recipe.sigma, seed=recipe.seed, weights=weights)
+                  sigma=recipe.sigma, seed=recipe.seed, weights=weights, colour=recipe.colour)
     valid = [open_dataset("valid", photos=False, length=32)] if drawn else []
     valid += [open_dataset("valid", photos=photos)] if real else []
     return crops, ConcatDataset(valid), ", ".join(f"{name} {100 * weights[name]:.0f} %" for name in weights)
@@ -266,15 +266,18 @@ def train(name, workers=0, progress=True):
     set_seed(recipe.seed)
     model = checkpoints.build(recipe.architecture, recipe.arguments)
     if recipe.start:
-        model.load_state_dict(load_or_train(recipe.start).state_dict())
+        begin = load_or_train(recipe.start)
+        model.start_from(begin) if hasattr(model, "start_from") else model.load_state_dict(begin.state_dict())
     crops, valid, data = training_data(recipe)
     folder = data_dir() / "runs" / name
     segment = recipe.objective == "segment"
-    history = fit(model, crops, valid, batch_size=recipe.batch_size, lr=recipe.lr, every=max(1, recipe.steps // 10),
+    history = fit(model, crops, valid, batch_size=recipe.batch_size, lr=recipe.lr, every=max(1, recipe.steps // 6),
                   folder=folder, score=segmentation_score if segment else validate,
                   forward=_segmentation_loss if segment else None, workers=workers, seed=recipe.seed, progress=progress)
     card = {"architecture": recipe.architecture, "arguments": recipe.arguments, "recipe": asdict(recipe), "data": data,
             "metrics": {"valid": history[-1]}, "history": history, **provenance(f"make train ONLY={name}", recipe.seed)}
+    if hasattr(model, "vit_card"):
+        card["vit"] = model.vit_card()
     if PartialState().is_main_process:  # only there does the history hold scores
         checkpoints.save(model.cpu(), name, card, folder="checkpoints" if recipe.shipped else "runs")
         print(f"{name}: {history[-1]}", flush=True)

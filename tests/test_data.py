@@ -446,3 +446,14 @@ def test_everyday_photographs_hold_no_test_texture():
 
     for texture in (data.gravel(), data.brick()):
         assert not any(np.array_equal(picture[..., 0], texture) for picture, _ in pool)
+
+
+def test_crops_change_colours_of_the_share_asked_for():
+    grey = [(np.full((64, 64, 3), (200, 120, 40), np.uint8), None)]
+    plain, some = (Crops({"a": grey}, length=200, size=64, sigma=0, colour=share) for share in (0.0, 0.5))
+    changed = [not torch.equal(plain[i].clean, some[i].clean) for i in range(200)]
+    assert 60 < sum(changed) < 140
+    saturations = [float(some[i].clean.amax() - some[i].clean.amin()) for i in range(200)]
+    assert min(saturations) < 0.4 < float(plain[0].clean.amax() - plain[0].clean.amin()) < 0.8 < max(saturations)
+    with pytest.raises(ValueError, match="colour must be a share in 0..1, got 2"):
+        Crops({"a": grey}, length=1, size=64, colour=2)
