@@ -56,7 +56,7 @@ FILTERS = {"gaussian": gaussian_blur, "bilateral": bilateral, "nlm": non_local_m
 GRIDS = {
     "gaussian": _grid(kernel=(3, 5, 7, 9, 11, 15), blur=(0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0)),
     "bilateral": _grid(radius=(6,), colour=(2.0, 3.0, 4.0, 6.0), space=(1.5, 2.0, 2.5)),
-    "nlm": _grid(strength=(0.25, 0.4, 0.6, 0.8), patch=(3, 5), distance=(7,)),
+    "nlm": _grid(strength=(0.25, 0.4, 0.6), patch=(3, 5), distance=(7,)),
     "tv": _grid(weight=(0.4, 0.5, 0.6, 0.7, 0.8, 1.0)),
     "wavelet": _grid(wavelet=("db2", "sym4", "sym8"), method=("BayesShrink", "VisuShrink"), levels=(3, 4)),
     "bm3d": [{}],

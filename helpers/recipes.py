@@ -45,17 +45,25 @@ RECIPES = {
     "unet_photos_only": Recipe("UNet", UNET, data="photos", steps=5000, sigma=50, shipped=False),
     "unet_drawn_only": Recipe("UNet", UNET, data="drawn", steps=5000, sigma=50, shipped=False),
     # Picture or noise? A few minutes each, decided on validation.
-    "unet_image": Recipe("UNet", {"width": 32, "predict": "image"}, steps=500, shipped=False),
-    "unet_noise": Recipe("UNet", UNET, steps=500, shipped=False),
-    "conv_image": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=500, shipped=False),
-    "conv_noise": Recipe("ConvDAE", {"width": 32, "predict": "noise"}, steps=500, shipped=False),
+    "unet_image": Recipe("UNet", {"width": 32, "predict": "image"}, steps=300, shipped=False),
+    "unet_noise": Recipe("UNet", UNET, steps=300, shipped=False),
+    "conv_image": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=300, shipped=False),
+    "conv_noise": Recipe("ConvDAE", {"width": 32, "predict": "noise"}, steps=300, shipped=False),
     # The checkpoints.
     "dense": Recipe("DenseDAE", {"bottleneck": 64}, steps=3000, batch_size=64, crop=56),
     "dense_skip": Recipe("DenseDAE", {"bottleneck": 64, "skip": True}, steps=3000, batch_size=64, crop=56),
-    "conv": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=2000),
+    "conv": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=1200),
     # On validation the first 8000 steps washed out a blue floor: the last ones see changed colours.
     "unet_blind": Recipe("UNet", UNET, steps=8000, start="unet_photos_only", shipped=False),
     "unet": Recipe("UNet", UNET, steps=3000, start="unet_blind", lr=5e-4, colour=0.5, seed=1),
-    "segmenter": Recipe("CrackSegmenter", {"width": 16}, steps=1500, batch_size=8, crop=128, sigma=0,
+    "segmenter": Recipe("CrackSegmenter", {"width": 16}, steps=800, batch_size=8, crop=128, sigma=0,
                         objective="segment"),
 }
+
+
+def start_of(recipe, photos):
+    """Return the recipe that `recipe` starts from, or None; without `photos` those for photographs are passed over."""
+    start = recipe.start
+    while start and RECIPES[start].data == "photos" and not photos:
+        start = RECIPES[start].start
+    return start

@@ -25,7 +25,7 @@ from helpers.data import Crops, drawn_pool, everyday_pool, open_dataset, photo_p
 from helpers.denoise import denoise
 from helpers.metrics import legibility_ap, psnr
 from helpers.project import data_dir, env_path, pick_device, provenance, set_seed
-from helpers.recipes import RECIPES
+from helpers.recipes import RECIPES, start_of
 
 __all__ = ["TrainingError", "fit", "load", "load_or_train", "train"]
 
@@ -265,15 +265,16 @@ def train(name, workers=0, progress=True):
     recipe = RECIPES[name]
     set_seed(recipe.seed)
     model = checkpoints.build(recipe.architecture, recipe.arguments)
-    if recipe.start:
-        begin = load_or_train(recipe.start)
+    if start := start_of(recipe, env_path("CRACK_PHOTOS")):
+        begin = load_or_train(start)
         model.start_from(begin) if hasattr(model, "start_from") else model.load_state_dict(begin.state_dict())
     crops, valid, data = training_data(recipe)
     folder = data_dir() / "runs" / name
     segment = recipe.objective == "segment"
-    history = fit(model, crops, valid, batch_size=recipe.batch_size, lr=recipe.lr, every=max(1, recipe.steps // 6),
-                  folder=folder, score=segmentation_score if segment else validate,
-                  forward=_segmentation_loss if segment else None, workers=workers, seed=recipe.seed, progress=progress)
+    every = max(min(250, recipe.steps), recipe.steps // 6)
+    history = fit(model, crops, valid, batch_size=recipe.batch_size, lr=recipe.lr, every=every, folder=folder,
+                  score=segmentation_score if segment else validate, forward=_segmentation_loss if segment else None,
+                  workers=workers, seed=recipe.seed, progress=progress)
     card = {"architecture": recipe.architecture, "arguments": recipe.arguments, "recipe": asdict(recipe), "data": data,
             "metrics": {"valid": history[-1]}, "history": history, **provenance(f"make train ONLY={name}", recipe.seed)}
     if hasattr(model, "vit_card"):

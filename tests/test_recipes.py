@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import training
+from helpers import recipes, training
 from helpers.checkpoints import build, checkpoint_names, load, read_card, save
 from helpers.data import open_dataset
 from helpers.recipes import RECIPES, Recipe
@@ -170,3 +170,9 @@ def test_photographs_are_mixed_in_where_there_are_some(data, photographs, kind, 
     _, valid, said = training_data(dataclasses.replace(TINY, data=kind))
     assert re.fullmatch(text, said)
     assert len(valid) == pictures
+
+
+def test_without_photographs_a_start_on_photographs_is_passed_over():
+    assert recipes.start_of(RECIPES["unet_blind"], photos="folder") == "unet_photos_only"
+    assert recipes.start_of(RECIPES["unet_blind"], photos=None) is None
+    assert recipes.start_of(RECIPES["unet"], photos=None) == "unet_blind"
