@@ -52,7 +52,7 @@ RECIPES = {
     # The checkpoints.
     "dense": Recipe("DenseDAE", {"bottleneck": 64}, steps=3000, batch_size=64, crop=56),
     "dense_skip": Recipe("DenseDAE", {"bottleneck": 64, "skip": True}, steps=3000, batch_size=64, crop=56),
-    "conv": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=1200),
+    "conv": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=800),
     # On validation the first 8000 steps washed out a blue floor: the last ones see changed colours.
     "unet_blind": Recipe("UNet", UNET, steps=8000, start="unet_photos_only", shipped=False),
     "unet": Recipe("UNet", UNET, steps=3000, start="unet_blind", lr=5e-4, colour=0.5, seed=1),

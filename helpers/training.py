@@ -233,8 +233,8 @@ def training_data(recipe):
     weights = {source: weight / sum(weights.values()) for source, weight in weights.items()}
     crops = Crops({**drawn, **real, **everyday}, recipe.steps * recipe.batch_size, size=recipe.crop,
                   sigma=recipe.sigma, seed=recipe.seed, weights=weights, colour=recipe.colour)
-    valid = [open_dataset("valid", photos=False, length=32)] if drawn else []
-    valid += [open_dataset("valid", photos=photos)] if real else []
+    valid = [open_dataset("valid", photos=False, length=20)] if drawn else []
+    valid += [open_dataset("valid", photos=photos, length=40)] if real else []
     return crops, ConcatDataset(valid), ", ".join(f"{name} {100 * weights[name]:.0f} %" for name in weights)
 
 
