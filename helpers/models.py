@@ -67,7 +67,7 @@ class DenseDAE(nn.Module):
     def forward(self, noisy):
         check_size(noisy, exact=self.size)
         output = self.decoder(self.encoder(noisy - 0.5)) + 0.5  # centred, so that zero weights mean mid grey
-        return torch.lerp(output, noisy, self.gate.to(output.dtype)) if self.skip else output
+        return (1 - self.gate) * output + self.gate * noisy if self.skip else output
 
 
 class ConvDAE(nn.Module):

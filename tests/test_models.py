@@ -182,6 +182,15 @@ def test_weights_of_zero_are_left_by_the_first_gradient():
     assert all(p.grad.any() for p in zeros)
 
 
+@pytest.mark.parametrize("make", [lambda: DenseDAE(4), lambda: DenseDAE(4, skip=True), lambda: ConvDAE(2), lambda: UNet(2)])
+def test_mixed_precision_gives_nearly_the_same(make):
+    torch.manual_seed(0)
+    model, noisy = make(), torch.rand(1, 3, 56, 56)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(noisy)
+    torch.testing.assert_close(mixed.float(), model(noisy), rtol=0, atol=0.05)
+
+
 def test_public_denoisers_have_examples():
     for _, kind in inspect.getmembers(models, inspect.isclass):
         if issubclass(kind, torch.nn.Module):
