@@ -182,7 +182,10 @@ def test_weights_of_zero_are_left_by_the_first_gradient():
     assert all(p.grad.any() for p in zeros)
 
 
-@pytest.mark.parametrize("make", [lambda: DenseDAE(4), lambda: DenseDAE(4, skip=True), lambda: ConvDAE(2), lambda: UNet(2)])
+DENOISERS = [lambda: DenseDAE(4), lambda: DenseDAE(4, skip=True), lambda: ConvDAE(2), lambda: UNet(2)]
+
+
+@pytest.mark.parametrize("make", DENOISERS)
 def test_mixed_precision_gives_nearly_the_same(make):
     torch.manual_seed(0)
     model, noisy = make(), torch.rand(1, 3, 56, 56)
