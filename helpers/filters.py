@@ -1,5 +1,6 @@
 """Classical denoising filters, each told the noise level, with the grids their parameters are chosen from."""
 
+import warnings
 from itertools import product
 
 import cv2
@@ -32,8 +33,10 @@ def total_variation(noisy, sigma, weight=1.0):
 
 def wavelet(noisy, sigma, wavelet="db2", method="BayesShrink", levels=None):
     """Wavelet shrinkage (Chang et al. 2000) in YCbCr, soft thresholds."""
-    return denoise_wavelet(noisy, sigma=sigma / 255, wavelet=wavelet, method=method, wavelet_levels=levels,
-                           mode="soft", convert2ycbcr=True, channel_axis=-1, rescale_sigma=True)
+    with warnings.catch_warnings():  # the deepest level may reach over the border: validation chose it all the same
+        warnings.filterwarnings("ignore", "Level value of .* is too high", UserWarning)
+        return denoise_wavelet(noisy, sigma=sigma / 255, wavelet=wavelet, method=method, wavelet_levels=levels,
+                               mode="soft", convert2ycbcr=True, channel_axis=-1, rescale_sigma=True)
 
 
 def bm3d(noisy, sigma):

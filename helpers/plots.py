@@ -4,11 +4,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 from matplotlib.patches import Rectangle
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from helpers.metrics import as_numpy, as_picture, psnr, ssim
 
 # Okabe and Ito's colours: apart for colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+
+
+def use_small_figures(quality=85):
+    """Make a notebook save its figures as JPEG: noise has no patterns, and as PNG a page of it weighs megabytes."""
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": quality})
 
 
 def crack_inset(mask, side=56):

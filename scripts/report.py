@@ -142,7 +142,7 @@ def report(name, photos, only=None, sigmas=SIGMAS, skip=()):
         samples = None
         parameters[sigma] = chosen_parameters(sigma)
         for method, key, function in methods(sigma, only):
-            if (only and method not in only) or (method, sigma) in skip:
+            if (only and method not in only) or f"{method}|{sigma}" in skip:
                 continue
             if samples is None:
                 samples = [dataset[i] for i in range(len(dataset))]
@@ -153,7 +153,8 @@ def report(name, photos, only=None, sigmas=SIGMAS, skip=()):
             per_item[f"{method}|{sigma}"] = columns
             print(f"{method:14} sigma {sigma:2}  {rows[-1]['psnr']:6.2f} dB  SSIM {rows[-1]['ssim']:.3f}", flush=True)
     if not only:
-        save_results(name, {**provenance(f"python scripts/report.py {name}", 0), "parameters": parameters,
+        command = " ".join(["python scripts/report.py", name, *(["--skip", *map(repr, skip)] if skip else [])])
+        save_results(name, {**provenance(command, 0), "parameters": parameters,
                             "rows": rows, "items": [list(item) for item in items], "per_item": per_item})
 
 
@@ -185,6 +186,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("baselines", "photos", "surfaces"))
     parser.add_argument("--methods", nargs="+", help="measure only these now; nothing is written to data/results")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="METHOD|SIGMA", help='leave out, such as "bm3d|15"')
     options = parser.parse_args()
     photos = env_path("CRACK_PHOTOS")
     if options.what != "baselines" and not photos:
@@ -192,9 +194,9 @@ def main():
     if options.what == "surfaces":
         report_surfaces(photos)
     elif options.what == "photos":
-        report("photos", photos, options.methods)
+        report("photos", photos, options.methods, skip=options.skip)
     else:  # BM3D takes seconds a picture and needs a package that not everybody may use: photographs only
-        report("baselines", False, options.methods, sigmas=(50,), skip={("bm3d", 50)})
+        report("baselines", False, options.methods, sigmas=(50,), skip=["bm3d|50"])
 
 
 if __name__ == "__main__":
