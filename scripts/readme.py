@@ -33,7 +33,7 @@ def notebooks_part():
     answers = {"01": f"A plain U-Net reaches {photos['unet']:.2f} dB on real photographs, the best filter (BM3D) "
                      f"{photos['bm3d']:.2f}, a Gaussian blur {photos['gaussian']:.2f}; a dense autoencoder stops at "
                      f"{photos['dense']:.2f}."}
-    lines = []
+    lines = ["| notebook | question | answer in one line |", "| --- | --- | --- |"]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0].lstrip("# ")
         number, question = title.split(" · ")
