@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import re
 import signal
 import sys
@@ -83,6 +84,7 @@ def execute(nb, folder):
         KeyboardInterrupt: Ctrl-C or SIGTERM; the kernel was ended first.
     """
     interrupts = []
+    os.environ["TQDM_DISABLE"] = "1"  # nobody watches: a progress bar would only stay behind in the output
 
     async def end_kernel_on_signals(notebook):
         # nbclient's own handlers kill the kernel and report it as dead, as if that were the notebook's fault.

@@ -111,8 +111,12 @@ def python(code, **variables):
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
+def on_one_core_of_the_cpu(monkeypatch):
     monkeypatch.setenv("DENOISE_DEVICE", "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in the same order as in the processes that are started with one thread
+    yield
+    torch.set_num_threads(threads)
 
 
 # Broken off
