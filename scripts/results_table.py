@@ -13,7 +13,8 @@ def results_table(rows, sigma=50):
     PSNR in dB, sigma 50  sand terrazzo  mean
     noisy                14.53    14.91 14.72
     """
-    rows = [row for row in rows if row.get("sigma", sigma) == sigma and row.get("psnr") is not None]
+    rows = [row for row in rows if row.get("sigma", sigma) == sigma and row.get("psnr") is not None
+            and row.get("source") != "mean"]  # it is formed anew, and only from all sources
     methods = list(dict.fromkeys(row["method"] for row in rows))
     sources = list(dict.fromkeys(row.get("source", "all") for row in rows))
     values = {(row["method"], row.get("source", "all")): row["psnr"] for row in rows}
