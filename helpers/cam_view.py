@@ -40,20 +40,30 @@ def threshold_cam(cam, lower=0.4, upper=0.9, rescale=True, by="value"):
     >>> threshold_cam(np.array([[0.2, 0.4, 0.65, 0.9, 1.0]])).round(3).tolist()
     [[0.0, 0.0, 0.5, 1.0, 0.0]]
     """
+    return keep(cam, in_band(cam, lower, upper, by), rescale)
+
+
+def in_band(cam, lower=0.4, upper=0.9, by="value"):
+    """Where a map (H, W) lies inside a band, (H, W) bool: the first half of `threshold_cam`, same arguments."""
     cam = _as_map(cam)
     if not 0 <= lower <= upper <= 1:
         raise ValueError(f"thresholds must be 0 <= lower <= upper <= 1, got {lower} and {upper}")
     if by == "otsu":
-        kept = cam > threshold_otsu(cam) if cam.min() < cam.max() else np.zeros(cam.shape, bool)
-    elif by in ("value", "quantile"):
-        low, high = np.float32((lower, upper)) if by == "value" else np.quantile(cam, (lower, upper))
-        kept = (cam >= low) & (cam <= high) & ((cam != 0) | (lower == 0))
-    else:
+        return cam > threshold_otsu(cam) if cam.min() < cam.max() else np.zeros(cam.shape, bool)
+    if by not in ("value", "quantile"):
         raise ValueError(f'by must be "value", "quantile" or "otsu", got {by!r}')
+    low, high = np.float32((lower, upper)) if by == "value" else np.quantile(cam, (lower, upper))
+    return (cam >= low) & (cam <= high) & ((cam != 0) | (lower == 0))
+
+
+def keep(cam, kept, rescale=True):
+    """A map (H, W) with zeros where `kept` (H, W) bool is False, the rest stretched: `threshold_cam`'s second half."""
+    cam = _as_map(cam)
     result = np.where(kept, cam, np.float32(0))
     if rescale and kept.any():
-        low, high = cam[kept].min(), cam[kept].max()
-        result[kept] = (cam[kept] - low) / (high - low) if low < high else 1
+        values = cam[kept]
+        low, high = values.min(), values.max()
+        result[kept] = (values - low) / (high - low) if low < high else 1
     return result
 
 

@@ -5,8 +5,6 @@ Noise is Gaussian with standard deviation `sigma` on the 0..255 scale, added to 
 whatever the order; in train by the seed and the item's number, so that workers never repeat it.
 """
 
-import hashlib
-
 import numpy as np
 from skimage import data as skimage_data
 from skimage.color import gray2rgb
@@ -20,7 +18,7 @@ from helpers.folders import SPLITS, list_photos
 from helpers.photos import TILE, list_tiles, read_photo, read_tile
 from helpers.pools import TEST_SEEDS, TEXTURE_SEEDS, VALID_SEEDS, drawn_pool, everyday_pool, photo_pool, train_seed
 from helpers.project import env_path
-from helpers.samples import Item, Sample, add_noise, make_sample, position, sigma_range
+from helpers.samples import Item, Sample, add_noise, make_sample, noise_generator, position, sigma_range
 
 __all__ = ["Crops", "Item", "Sample", "add_noise", "drawn_pool", "everyday_pool", "open_dataset", "photo_pool",
            "read_photo"]
@@ -83,9 +81,7 @@ class _Pictures(Dataset):
         if self.split == "train":
             rng = np.random.default_rng([TRAIN, self.seed, index])
         else:
-            low, high = self.sigma
-            text = f"{self.seed}|{self.items[index].name}|{low:.6g}|{high:.6g}"
-            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
+            rng = noise_generator(self.items[index].name, self.sigma, self.seed)
         return make_sample(self.items[index], *self.clean(index), self.sigma, rng)
 
 

@@ -4,6 +4,7 @@ Noise is Gaussian with standard deviation `sigma` on the 0..255 scale, added to 
 [0, 1].
 """
 
+import hashlib
 import math
 from typing import NamedTuple
 
@@ -96,6 +97,18 @@ def make_sample(item, picture, mask, sigma, rng):
     mask = torch.from_numpy(np.array(mask, dtype=bool))
     noisy = add_noise(clean, level, rng)
     return Sample(clean, noisy, mask, item.has_mask, item.name, item.photo, item.group, item.source, level)
+
+
+def noise_generator(name, sigma, seed=0):
+    """The generator of an item's noise in valid and test: seeded by the seed, its name and sigma (number or range).
+
+    >>> grey = torch.full((3, 8, 8), 0.5)
+    >>> torch.equal(*(add_noise(grey, 25, noise_generator("wall", 25)) for _ in range(2)))
+    True
+    """
+    low, high = sigma_range(sigma)
+    text = f"{seed}|{name}|{low:.6g}|{high:.6g}"
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
 
 
 def position(index, length):
