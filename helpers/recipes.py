@@ -52,10 +52,15 @@ RECIPES = {
     # The checkpoints.
     "dense": Recipe("DenseDAE", {"bottleneck": 64}, steps=3000, batch_size=64, crop=56),
     "dense_skip": Recipe("DenseDAE", {"bottleneck": 64, "skip": True}, steps=3000, batch_size=64, crop=56),
-    "conv": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=800),
+    "conv": Recipe("ConvDAE", {"width": 32, "predict": "image"}, steps=5000),
     # On validation the first 8000 steps washed out a blue floor: the last ones see changed colours.
     "unet_blind": Recipe("UNet", UNET, steps=8000, start="unet_photos_only", shipped=False),
-    "unet": Recipe("UNet", UNET, steps=3000, start="unet_blind", lr=5e-4, colour=0.5, seed=1),
+    "unet_colour": Recipe("UNet", UNET, steps=3000, start="unet_blind", lr=5e-4, colour=0.5, seed=1, shipped=False),
+    # Larger crops: less of what it learns is about a crop's edges.
+    "unet": Recipe("UNet", UNET, steps=7000, batch_size=5, crop=128, start="unet_colour", lr=5e-4, colour=0.25, seed=2),
+    # Crops as large as the train tiles allow with some room to move: the ViT looks at the whole picture.
+    "hybrid_classic": Recipe("HybridViTUNet", {"width": 32}, steps=4000, batch_size=3, crop=192, start="unet", lr=5e-4,
+                             colour=0.25, seed=3),
     "segmenter": Recipe("CrackSegmenter", {"width": 16}, steps=800, batch_size=8, crop=128, sigma=0,
                         objective="segment"),
 }

@@ -3,6 +3,7 @@
     python scripts/report.py baselines                the built-in test set: drawn surfaces and photo-texture
     python scripts/report.py photos                   all test tiles of CRACK_PHOTOS
     python scripts/report.py surfaces                 drawn surfaces against the photographs of CRACK_PHOTOS
+    python scripts/report.py student                  what the built-in ViT sees under noise, on those photographs
     python scripts/report.py photos --methods bm3d    measure only these now; the full report then finds them done
 
 Each method's figures are kept in data/cache/report/ until the method, its parameters or its weights change, so a
@@ -17,6 +18,8 @@ from functools import partial
 
 import numpy as np
 import torch
+from report_student import report_student
+from student import TEACHER
 from surface_stats import surface_statistics
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
@@ -184,15 +187,19 @@ def report_surfaces(photos):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("baselines", "photos", "surfaces"))
+    parser.add_argument("what", choices=("baselines", "photos", "student", "surfaces"))
     parser.add_argument("--methods", nargs="+", help="measure only these now; nothing is written to data/results")
     parser.add_argument("--skip", nargs="+", default=[], metavar="METHOD|SIGMA", help='leave out, such as "bm3d|15"')
+    parser.add_argument("--teacher", default=TEACHER,
+                        help="folder or Hub name of the student's teacher (default: DENOISE_TEACHER, else %(default)s)")
     options = parser.parse_args()
     photos = env_path("CRACK_PHOTOS")
     if options.what != "baselines" and not photos:
         parser.error("set CRACK_PHOTOS to a folder of photographs")
     if options.what == "surfaces":
         report_surfaces(photos)
+    elif options.what == "student":
+        report_student(photos, options.teacher)
     elif options.what == "photos":
         report("photos", photos, options.methods, skip=options.skip)
     else:  # BM3D takes seconds a picture and needs a package that not everybody may use: photographs only

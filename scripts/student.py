@@ -29,7 +29,7 @@ from helpers.project import atomic_path, data_dir, env_path, pick_device, proven
 from helpers.training import SHEETS, fit
 from helpers.vit import BUILT_IN, extra_tokens, open_vit
 
-TEACHER = "WinKawaks/vit-tiny-patch16-224"
+TEACHER = os.environ.get("DENOISE_TEACHER", "").strip() or "WinKawaks/vit-tiny-patch16-224"
 BLOCKS = (3, 5, 7, 9, 11, None)  # where tokens must match, counted from 0; None: after the final normalisation
 # One step of five at the full size, the others at half of it: a quarter of the work per picture, and photographs that
 # are no larger than the full size give more than eight different crops.
@@ -143,7 +143,7 @@ def open_data(pictures, batch_size, seed=0):
     return views, ConcatDataset(valid), ", ".join(f"{name} {100 * w / total:.0f} %" for name, w in weights.items())
 
 
-def train_student(teacher, pictures=150_000, batch_size=32, lr=5e-4, seed=0, data=None, workers=0, progress=True,
+def train_student(teacher, pictures=150_000, batch_size=32, lr=3e-4, seed=0, data=None, workers=0, progress=True,
                   folder=None):
     """Train the student and write it in Hugging Face layout; return the history of `fit`.
 
@@ -239,11 +239,10 @@ at sigma 50, mean of sources:
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default=os.environ.get("DENOISE_TEACHER", "").strip() or TEACHER,
-                        help="folder or Hub name (default: DENOISE_TEACHER, else %(default)s)")
+    parser.add_argument("--teacher", default=TEACHER, help="folder or Hub name (default: DENOISE_TEACHER, %(default)s)")
     parser.add_argument("--pictures", type=int, default=150_000, help="noisy ones, to train on (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare pictures")
     options = parser.parse_args(arguments)
     history = train_student(options.teacher, options.pictures, options.batch_size, options.lr, workers=options.workers)

@@ -2,6 +2,7 @@
 
     python scripts/train.py                      every shipped network that is not there yet
     python scripts/train.py --only unet conv     these
+    python scripts/train.py --only student       the built-in ViT (scripts/student.py)
     python scripts/train.py --list               the recipes
 
 A run that had ended counts as trained as long as its state is in data/runs/NAME; remove that to train it again.
@@ -10,6 +11,8 @@ Photographs come from CRACK_PHOTOS; without it the networks are trained on the d
 """
 
 import argparse
+
+from student import TEACHER, train_student
 
 from helpers.checkpoints import checkpoint_names
 from helpers.recipes import RECIPES
@@ -23,16 +26,19 @@ def main():
     parser.add_argument("--workers", type=int, default=0,
                         help="processes that prepare crops (0: none; 8 or more for a GPU)")
     options = parser.parse_args()
-    unknown = set(options.only or ()) - set(RECIPES)
+    unknown = set(options.only or ()) - {*RECIPES, "student"}
     if unknown:
-        parser.error(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
+        parser.error(f"no recipe {', '.join(sorted(unknown))}; there are student, {', '.join(RECIPES)}")
     if options.list:
         for name, recipe in RECIPES.items():
             print(f"{name:18} {recipe}")
         return
     missing = [name for name, recipe in RECIPES.items() if recipe.shipped and name not in checkpoint_names()]
     for name in options.only or missing:
-        train(name, workers=options.workers)
+        if name == "student":
+            train_student(TEACHER, workers=options.workers)
+        else:
+            train(name, workers=options.workers)
 
 
 if __name__ == "__main__":
