@@ -119,7 +119,8 @@ def report_student(photos, teacher):
     names = [f"block {n}" if n is not None else "last" for n in tokens_of.layers]
     rows = rows_of(tiles, truth, test.items, names)
     differences = [{"against": other, "figure": figure, "block": name,
-                    **compare(tiles, test.items, figure, layer, other)} for other in (WAYS[0], WAYS[2]) for figure in ("cosine", "retrieval")
+                    **compare(tiles, test.items, figure, layer, other)}
+                   for other in (WAYS[0], WAYS[2]) for figure in ("cosine", "retrieval")
                    for layer, name in enumerate(names)]
     per_item = {f"{way}|{figure}": [np.round(tile[way][figure], 4).tolist() for tile in tiles]
                 for way in WAYS for figure in ("cosine", "retrieval")}
