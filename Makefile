@@ -34,7 +34,7 @@ endif
 # Live trainings in notebooks: shorter when nobody watches.
 run test: export LIVE_SECONDS ?= 20
 
-.PHONY: help run test lab notebooks html train readme test-oldest test-newest clean
+.PHONY: help run test lab app notebooks html train readme test-oldest test-newest clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -57,6 +57,10 @@ test: $(INSTALLED)  ## unit tests, notebook tests, browser tests (ARGS="-k name"
 
 lab: $(INSTALLED)  ## JupyterLab in notebooks/
 	cd notebooks && ../$(PY) -m jupyterlab --ip=127.0.0.1
+
+# Voila opens no browser here: only the address that it prints holds the token that it asks for.
+app: $(INSTALLED)  ## the explorer alone, as a page: open the address that this prints (ARGS=--port=8900)
+	cd app && ../$(PY) -m voila explorer.ipynb --Voila.ip=127.0.0.1 --token --no-browser --show_tracebacks=True $(ARGS)
 
 notebooks: $(INSTALLED)  ## re-execute the committed notebooks in place and clean them (ARGS=01 for one)
 	env -u CRACK_PHOTOS $(PY) scripts/notebooks.py save $(ARGS)

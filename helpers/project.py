@@ -1,5 +1,6 @@
 """Where things are, which device to use, how files are written: what every module needs and no notebook explains."""
 
+import itertools
 import json
 import os
 import platform
@@ -96,6 +97,28 @@ def atomic_path(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_new(path, content):
+    """Write bytes as `path`, or as the first free of "name-2", "name-3", ... where that is taken; return where.
+
+    Nothing is ever overwritten, and the content appears in one piece.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for target in itertools.chain([path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))):
+        try:
+            target.touch(exist_ok=False)  # takes the name, so that no other process can
+            break
+        except FileExistsError:
+            continue
+    try:
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(content)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return target
 
 
 def write_json(path, content, indent=1):
