@@ -6,6 +6,7 @@ GPU it is the time on the clock.
     python scripts/bench.py losses       the regional sharpness loss: pooled, unfolded, and in a loop over windows;
                                          what the CAM-weighted loss adds to a training step of the hybrid
     python scripts/bench.py cam          EigenCAM and KPCA_CAM beside pytorch-grad-cam's own
+    python scripts/bench.py slider       a move of the explorer's slider beside a map computed anew in a new figure
 """
 
 import argparse
@@ -204,7 +205,14 @@ def bench_cam(options):
     run()
 
 
-BENCHES = {"losses": bench_losses, "cam": bench_cam}
+def bench_slider(options):
+    """The explorer: see bench_slider.py."""
+    from bench_slider import bench_slider as run  # widgets and figures, which the others do without
+
+    run(options.repeats)
+
+
+BENCHES = {"losses": bench_losses, "cam": bench_cam, "slider": bench_slider}
 
 
 def main():
