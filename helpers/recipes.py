@@ -59,7 +59,7 @@ RECIPES = {
     # Larger crops: less of what it learns is about a crop's edges.
     "unet": Recipe("UNet", UNET, steps=7000, batch_size=5, crop=128, start="unet_colour", lr=5e-4, colour=0.25, seed=2),
     # Crops as large as the train tiles allow with some room to move: the ViT looks at the whole picture.
-    "hybrid_classic": Recipe("HybridViTUNet", {"width": 32}, steps=4000, batch_size=3, crop=192, start="unet", lr=5e-4,
+    "hybrid_classic": Recipe("HybridViTUNet", {"width": 32}, steps=2600, batch_size=3, crop=192, start="unet", lr=5e-4,
                              colour=0.25, seed=3),
     "segmenter": Recipe("CrackSegmenter", {"width": 16}, steps=800, batch_size=8, crop=128, sigma=0,
                         objective="segment"),

@@ -12,6 +12,7 @@ Method: Hinton et al., "Distilling the knowledge in a neural network" (arXiv:150
 
 import argparse
 import json
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -159,13 +160,13 @@ def train_student(teacher, pictures=150_000, batch_size=32, lr=3e-4, seed=0, dat
         teacher.model.set_attn_implementation("eager")
     student = deepcopy(teacher).requires_grad_(True)
     teacher.to(device)
-    views, valid, line = data or open_data(pictures, batch_size, seed)
+    steps = math.ceil(pictures / batch_size)
+    views, valid, line = data or open_data(steps * batch_size, batch_size, seed)
     if (run / "statistics.safetensors").is_file():
         stats = read_tensors(run / "statistics.safetensors")
     else:
         stats = statistics(teacher, views)
         save_tensors(stats, run / "statistics.safetensors")
-    steps = pictures // batch_size
     agreement = Agreement(teacher, stats)
     before = agreement(student.to(device), valid)
     history = fit(student, views, valid, steps=steps, batch_size=batch_size, lr=lr, weight_decay=0.01,
