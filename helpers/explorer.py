@@ -24,7 +24,8 @@ SIGMAS = (0, 15, 25, 50, 75)
 KEPT_MAPS, KEPT_SCENES = 64, 16  # a map of 224 x 224 takes 0.2 MB, a scene 1 MB
 STYLE = """<style>
 .cam-explorer .widget-readout { min-width: 90px }
-.cam-explorer td, .cam-explorer th { padding: 0 14px 0 0; line-height: 22px; text-align: left; white-space: nowrap }
+.cam-explorer td, .cam-explorer th { padding: 0 12px 0 0; line-height: 20px; text-align: left; vertical-align: bottom }
+.cam-explorer td { white-space: nowrap }
 </style>"""
 BANDS = {"values": "value", "quantiles": "quantile", "Otsu's threshold": "otsu"}
 
@@ -77,7 +78,7 @@ class CamExplorer(widgets.VBox):
 
     def _make_controls(self, lower, upper):
         def control(kind, label, tooltip, **options):
-            return kind(description=label, tooltip=tooltip, style={"description_width": "76px"},
+            return kind(description=label, tooltip=tooltip, style={"description_width": "68px"},
                         layout={"width": "auto"}, **options)
 
         names = [(f"{sample.name} ({sample.source})", i) for i, sample in enumerate(self.samples)]
@@ -108,9 +109,9 @@ class CamExplorer(widgets.VBox):
         self._views = (self.band, self.by, self.opacity, self.outline)
 
     def _arrange(self):
-        more = widgets.ToggleButton(description="More settings", icon="sliders", tooltip="show or hide the rest")
-        reset = widgets.Button(description="Reset", icon="undo", tooltip="all settings as they were at the start")
-        save = widgets.Button(description="Save picture", icon="download", tooltip="the maps shown, as a PNG file")
+        more = widgets.ToggleButton(description="More settings", tooltip="show or hide the rest")
+        reset = widgets.Button(description="Reset", tooltip="all settings as they were at the start")
+        save = widgets.Button(description="Save picture", tooltip="the maps shown, as a PNG file")
         reset.on_click(lambda _: self.reset())
         save.on_click(lambda _: self._attempt(self._save_and_say))
         for button in (more, reset, save):
@@ -120,17 +121,18 @@ class CamExplorer(widgets.VBox):
         more.observe(lambda change: folded.layout.set_trait("display", "flex" if change.new else "none"), "value")
 
         self.line, self.message = widgets.HTML(), widgets.HTML()
-        self.plain, *self.maps = (widgets.Image(format="png", layout={"width": "300px"}) for _ in range(3))
+        self.plain, *self.maps = (widgets.Image(format="png", layout={"width": "100%"}) for _ in range(3))
         self._titles = [widgets.HTML() for _ in range(3)]
-        self._frames = [widgets.VBox([title, image], layout={"width": "316px", "overflow": "hidden"})
+        frame = {"flex": "1 1 200px", "max_width": "310px", "overflow": "hidden", "padding": "0 8px 0 0"}
+        self._frames = [widgets.VBox([title, image], layout=frame)
                         for title, image in zip(self._titles, (self.plain, *self.maps), strict=True)]
         for part, name in ((self.maps[0], "map"), (self.line, "line"), (self.message, "message")):
             part.add_class(f"cam-{name}")
         front = [self.picture, self.branch, self.layer, self.method, self.band]
         controls = widgets.VBox([*front, widgets.HBox([reset, save, more]), folded],
-                                layout={"flex": "0 0 370px", "margin": "0 16px 0 0"})
+                                layout={"flex": "0 0 310px", "margin": "0 16px 0 0"})
         frames = widgets.HBox(self._frames, layout={"flex_flow": "row wrap"})
-        pictures = widgets.VBox([frames, self.line, self.message], layout={"flex": "1 1 640px", "min_height": "420px"})
+        pictures = widgets.VBox([frames, self.line, self.message], layout={"flex": "1 1 600px", "min_height": "420px"})
         return widgets.HBox([controls, pictures], layout={"flex_flow": "row wrap"})
 
     def _listen(self, controls, work):
@@ -195,7 +197,7 @@ class CamExplorer(widgets.VBox):
         self.sign.disabled = not any(has_effect(method, "sign") for method in methods)
         maps = [self._chosen_map(method) for method in methods]
         self._scene, self._maps = self._scene_of(self.picture.value, self.sigma.value), maps
-        titles = (f"what the network sees, noise {self.sigma.value:g}/255", *(shown.name for shown in maps), "")
+        titles = (f"input, noise {self.sigma.value:g}/255", *(shown.name for shown in maps), "")
         for title, text in zip(self._titles, titles, strict=False):
             title.value = html.escape(text)
         self.plain.value = encode_png(self._scene.picture)

@@ -143,6 +143,7 @@ def test_jupyterlab_on_a_notebook(tmp_path, page):
                 "--ServerApp.root_dir=.", folder=tmp_path) as (address, token):
         page.goto(f"{address}/lab/tree/{NOTEBOOK.name}?token={token}")
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+        page.locator("#jp-main-statusbar").get_by_text(") | Idle").wait_for()  # without a kernel it would ask for one
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         use_explorer(page)
