@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
+import cv2
 import numpy as np
 import skimage
 import sklearn
@@ -20,6 +21,7 @@ from helpers.project import atomic_path, data_dir, env_path
 TEST_SEEDS, VALID_SEEDS, TEXTURE_SEEDS, TRAIN_SEEDS, BLOCK = 0, 100_000, 200_000, 10_000_000, 10_000_000
 EVERYDAY = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "moon.png",
             "motorcycle_left.png", "rocket.jpg")
+LONGEST = 1400  # pixels; larger photographs of everyday things are reduced, which also takes noise and blur away
 IN_MEMORY = 2 * 2**30  # bytes of photographs kept decoded; more are decoded at every access
 
 
@@ -132,15 +134,33 @@ def _drawing_code(kinds):
     return hashlib.sha256(b"".join([*sources, repr(kinds).encode()])).hexdigest()[:12]
 
 
-def everyday_pool():
+def everyday_pool(folder=None):
     """Read photographs of everyday things that scikit-image, scikit-learn and matplotlib ship, for variety in training.
 
     None of them is in a test set; scikit-image's `gravel` and `brick` are, and stay out.
 
+    Args:
+        folder: of more photographs (jpg), read too, reduced to `LONGEST` pixels; default `EVERYDAY_PHOTOS`.
+
     Returns:
         Dict "everyday" -> list of ((H, W, 3) uint8, None).
+
+    Raises:
+        FileNotFoundError: there is no jpg in the folder.
     """
     shipped = [Path(skimage.__file__).parent / "data" / name for name in EVERYDAY]
     shipped += sorted((Path(sklearn.__file__).parent / "datasets" / "images").glob("*.jpg"))
     shipped += [Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))]
-    return {"everyday": [(to_uint8(read_photo(path)), None) for path in shipped if path.is_file()]}
+    pictures = [to_uint8(read_photo(path)) for path in shipped if path.is_file()]
+    if folder := folder or env_path("EVERYDAY_PHOTOS"):
+        more = sorted(Path(folder).rglob("*.jpg"))
+        if not more:
+            raise FileNotFoundError(f"wanted a folder with photographs (jpg) in EVERYDAY_PHOTOS, got {folder}")
+        pictures += [_reduced(to_uint8(read_photo(path))) for path in more]
+    return {"everyday": [(picture, None) for picture in pictures]}
+
+
+def _reduced(picture):
+    """Return a picture (H, W, 3) uint8 with at most `LONGEST` pixels along its longer side."""
+    scale = LONGEST / max(picture.shape[:2])
+    return picture if scale >= 1 else cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -228,8 +228,8 @@ def training_data(recipe):
     drawn = {"drawn": drawn_pool(SHEETS)} if recipe.data != "photos" else {}
     real = photo_pool(photos) if photos and recipe.data != "drawn" else {}
     everyday = everyday_pool() if recipe.data == "both" and recipe.objective == "denoise" else {}
-    weights = {**dict.fromkeys(drawn, 0.25 if real else 1.0), **dict.fromkeys(real, 0.6 / max(len(real), 1)),
-               **dict.fromkeys(everyday, 0.15)}
+    weights = {**dict.fromkeys(drawn, 0.4 - recipe.everyday if real else 1.0),
+               **dict.fromkeys(real, 0.6 / max(len(real), 1)), **dict.fromkeys(everyday, recipe.everyday)}
     weights = {source: weight / sum(weights.values()) for source, weight in weights.items()}
     crops = Crops({**drawn, **real, **everyday}, recipe.steps * recipe.batch_size, size=recipe.crop,
                   sigma=recipe.sigma, seed=recipe.seed, weights=weights, colour=recipe.colour)

@@ -33,6 +33,12 @@ def notebooks_part():
     answers = {"01": f"A plain U-Net reaches {photos['unet']:.2f} dB on real photographs, the best filter (BM3D) "
                      f"{photos['bm3d']:.2f}, a Gaussian blur {photos['gaussian']:.2f}; a dense autoencoder stops at "
                      f"{photos['dense']:.2f}."}
+    student = {row["method"]: row["cosine"] for row in load_results("student")["rows"]
+               if (row["source"], row["block"]) == ("mean", "block 5")}
+    answers["02"] = (f"The hybrid in the original layout reaches {photos['hybrid_classic']:.2f} dB, the U-Net that it "
+                     f"started from {photos['unet']:.2f}; whether the ViT is the reason is still to be measured. Under "
+                     f"noise the student's tokens have a cosine of {student['student, noisy']:.2f} with its teacher's "
+                     f"of the clean picture, the teacher's own {student['teacher, noisy']:.2f}.")
     lines = ["| notebook | question | answer in one line |", "| --- | --- | --- |"]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0].lstrip("# ")

@@ -439,7 +439,8 @@ def test_drawn_pool_refuses_and_takes_kinds(tmp_path, monkeypatch):
     assert Crops({"drawn": only}, 3, size=32)[2].clean.shape == (3, 32, 32)
 
 
-def test_everyday_photographs_hold_no_test_texture():
+def test_everyday_photographs_hold_no_test_texture(monkeypatch):
+    monkeypatch.delenv("EVERYDAY_PHOTOS", raising=False)
     pool = everyday_pool()["everyday"]
     assert len(pool) >= 10 and all(mask is None and picture.dtype == np.uint8 for picture, mask in pool)
     from skimage import data
@@ -457,3 +458,15 @@ def test_crops_change_colours_of_the_share_asked_for():
     assert min(saturations) < 0.4 < float(plain[0].clean.amax() - plain[0].clean.amin()) < 0.8 < max(saturations)
     with pytest.raises(ValueError, match="colour must be a share in 0..1, got 2"):
         Crops({"a": grey}, length=1, size=64, colour=2)
+
+
+def test_a_folder_adds_everyday_photographs_and_reduces_large_ones(tmp_path, monkeypatch):
+    monkeypatch.delenv("EVERYDAY_PHOTOS", raising=False)
+    shipped = len(everyday_pool()["everyday"])
+    for name, size in (("large", (2800, 700)), ("small", (300, 400))):
+        Image.new("RGB", size, (9, 120, 200)).save(tmp_path / f"{name}.jpg")
+    monkeypatch.setenv("EVERYDAY_PHOTOS", str(tmp_path))
+    added = [picture.shape for picture, mask in everyday_pool()["everyday"][shipped:]]
+    assert added == [(350, 1400, 3), (400, 300, 3)]
+    with pytest.raises(FileNotFoundError, match=r"photographs \(jpg\) in EVERYDAY_PHOTOS, got .*nowhere"):
+        everyday_pool(tmp_path / "nowhere")
