@@ -179,5 +179,5 @@ def test_photographs_are_mixed_in_where_there_are_some(data, photographs, kind, 
 def test_without_photographs_a_start_on_photographs_is_passed_over():
     assert recipes.start_of(RECIPES["unet_blind"], photos="folder") == "unet_photos_only"
     assert recipes.start_of(RECIPES["unet_blind"], photos=None) is None
-    assert recipes.start_of(RECIPES["unet"], photos=None) == "unet_large"
+    assert recipes.start_of(RECIPES["unet"], photos=None) == "unet_colour"
     assert recipes.start_of(RECIPES["unet_colour"], photos=None) == "unet_blind"
