@@ -164,7 +164,7 @@ class CamExplorer(widgets.VBox):
         blocks = [name for name in names if name.startswith("block")]
         with self._hold():
             self.layer.options = names
-            self.layer.value = blocks[2 * len(blocks) // 3] if blocks else "bottleneck"
+            self.layer.value = blocks[5 * len(blocks) // 12] if blocks else "bottleneck"  # later maps: bright corners
 
     def reset(self):
         """Set every control as it was at the start."""
