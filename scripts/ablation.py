@@ -17,10 +17,12 @@ import torch
 from student import TEACHER
 
 from helpers import checkpoints
+from helpers.cost import weights
 from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.intervals import holm, paired_bootstrap
-from helpers.map_metrics import crack_zone, other_tile
+from helpers.map_metrics import other_tile
+from helpers.metrics import mse, zone_mse
 from helpers.project import data_dir, env_path, provenance, save_results, set_seed, write_json
 from helpers.recipes import Recipe
 from helpers.training import fit, training_data
@@ -81,8 +83,7 @@ def train_arm(arm, seed, steps, teacher, workers=0):
     history = fit(model, crops, None, batch_size=recipe.batch_size, lr=recipe.lr, folder=folder, workers=workers,
                   seed=seed, every=max(1, steps // 6))
     content = {"arm": arm, "seed": seed, "steps": steps, "data": line, "history": history,
-               "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-               "weights": sum(weight.numel() for weight in model.parameters()), **test(model)}
+               "trained": weights(model, trained=True), "weights": weights(model), **test(model)}
     write_json(folder.with_suffix(".json"), content, indent=None)
     print(f"{arm} {seed}: loss {history[-1]['loss']:.5f}, test {np.mean(content['mse']):.6f}", flush=True)
 
@@ -102,13 +103,13 @@ def test(model):
 
 
 def errors(dataset, function):
+    """Return `FIGURES` of ``function(sample, index)`` for every sample, a list each."""
     columns = {figure: [] for figure in FIGURES}
     for index in range(len(dataset)):
         sample = dataset[index]
-        error = (function(sample, index).clamp(0, 1) - sample.clean).square().mean(0).numpy()
-        zone = crack_zone(sample.mask.numpy())
-        for figure, value in zip(FIGURES, (error.mean(), error[zone].mean() if zone.any() else np.nan,
-                                           error[~zone].mean() if not zone.all() else np.nan), strict=True):
+        denoised = function(sample, index)
+        found = mse(denoised, sample.clean), *zone_mse(denoised, sample.clean, sample.mask)
+        for figure, value in zip(FIGURES, found, strict=True):
             columns[figure].append(float(f"{value:.6g}"))
     return columns
 

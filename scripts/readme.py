@@ -36,9 +36,9 @@ def notebooks_part():
     student = {row["method"]: row["cosine"] for row in load_results("student")["rows"]
                if (row["source"], row["block"]) == ("mean", "block 5")}
     answers["02"] = (f"The hybrid in the original layout reaches {photos['hybrid_classic']:.2f} dB, the U-Net that it "
-                     f"started from {photos['unet']:.2f}; whether the ViT is the reason is still to be measured. Under "
-                     f"noise the student's tokens have a cosine of {student['student, noisy']:.2f} with its teacher's "
-                     f"of the clean picture, the teacher's own {student['teacher, noisy']:.2f}.")
+                     f"started from {photos['unet']:.2f}: no gain in one run, and the fair ablation is still to come. "
+                     f"Under noise the student's tokens have a cosine of {student['student, noisy']:.2f} with its "
+                     f"teacher's of the clean picture, the teacher's own {student['teacher, noisy']:.2f}.")
     lines = ["| notebook | question | answer in one line |", "| --- | --- | --- |"]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0].lstrip("# ")
