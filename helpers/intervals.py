@@ -67,6 +67,49 @@ def _two_stage_means(values, unit, resamples, rng):
     return np.concatenate(means)
 
 
+def _units(n, group, photo, source):
+    """Return codes (n,) of the groups, the photographs and the sources; see `paired_bootstrap`."""
+    photos = _codes(n, source, group, photo if photo is not None else np.arange(n))
+    groups = photos if group is None else _codes(n, source, group)
+    return groups, photos, np.zeros(n, int) if source is None else _codes(n, source)
+
+
+def _unit_of(groups, photos):
+    """Return what is drawn within a source, codes (n,) from 0 on, and its name; None with too few photographs."""
+    n_groups, n_photos = len(np.unique(groups)), len(np.unique(photos))
+    if n_photos < 5:
+        return None, f"no interval: {n_photos} photographs, fewer than 5"
+    unit, words = (groups, "groups") if n_groups >= 8 else (photos, "photographs, within this site")
+    return np.unique(unit, return_inverse=True)[1], words
+
+
+def resampled_means(columns, group=None, photo=None, source=None, resamples=2000, seed=0):
+    """Bootstrap means of several figures of the same tiles under the same draws, for intervals of any function of them.
+
+    Args:
+        columns: (k, n), k figures of n tiles, finite.
+        group, photo, source, resamples, seed: as in `paired_bootstrap`.
+
+    Returns:
+        (sources, k, resamples): each source's means, sources in the order of their first tile. A source with fewer than
+        5 photographs is NaN.
+
+    >>> resampled_means(np.ones((2, 9)), resamples=3).shape
+    (1, 2, 3)
+    """
+    columns = np.asarray(columns, float)
+    if columns.ndim != 2 or not columns.size or not np.isfinite(columns).all():
+        raise ValueError(f"columns must be finite (k, n), got {columns.shape}")
+    groups, photos, sources = _units(columns.shape[1], group, photo, source)
+    found = np.full((sources.max() + 1, len(columns), resamples), np.nan)
+    for s in range(sources.max() + 1):
+        here = sources == s
+        unit, _ = _unit_of(groups[here], photos[here])
+        for k, values in enumerate(columns if unit is not None else ()):
+            found[s, k] = _two_stage_means(values[here], unit, resamples, np.random.default_rng([seed, s]))
+    return found
+
+
 def paired_bootstrap(a, b, group=None, photo=None, source=None, resamples=2000, level=0.95, seed=0):
     """Bootstrap interval of the mean paired difference a - b: groups are drawn, then tiles within each.
 
@@ -93,21 +136,15 @@ def paired_bootstrap(a, b, group=None, photo=None, source=None, resamples=2000, 
     if len(bad := np.flatnonzero(~np.isfinite(difference))):
         raise ValueError(f"values must be finite, got NaN or infinity at tiles {bad[:9].tolist()}")
     n = len(a)
-    photos = _codes(n, source, group, photo if photo is not None else np.arange(n))
-    groups = photos if group is None else _codes(n, source, group)
-    sources = np.zeros(n, int) if source is None else _codes(n, source)
+    groups, photos, sources = _units(n, group, photo, source)
 
     rng, draws, means, notes = np.random.default_rng(seed), [], [], []
     for s in range(sources.max() + 1):
         here = sources == s
         name = f" ({as_numpy(source)[here.argmax()]})" if sources.max() else ""
-        n_groups, n_photos = len(np.unique(groups[here])), len(np.unique(photos[here]))
-        unit, words = (groups, "groups") if n_groups >= 8 else (photos, f"photographs, within this site{name}")
-        if n_photos < 5:
-            notes.append(f"no interval: {n_photos} photographs, fewer than 5{name}")
-        else:
-            notes.append(words)
-            unit = np.unique(unit[here], return_inverse=True)[1]
+        unit, words = _unit_of(groups[here], photos[here])
+        notes.append(words + name * (words != "groups"))
+        if unit is not None:
             draws.append(_two_stage_means(difference[here], unit, resamples, rng))
         means.append(difference[here].mean())
     counts = n, int(groups.max()) + 1, int(photos.max()) + 1

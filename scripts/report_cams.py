@@ -37,11 +37,12 @@ from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
 from helpers.data import open_dataset
 from helpers.intervals import holm
 from helpers.project import env_path, provenance, save_results
-from helpers.shared_map import SharedMap
+from helpers.shared_map import LAYERS, SharedMap
 from helpers.vit import open_vit
 
 SIGMAS = (0, 15, 25, 50)
 TRAIN_TILES = 240  # spread over the sources; those with a crack among them choose setting, threshold and sign
+SETTING = "shared direction, " + ", ".join(name.split()[1] for name in LAYERS)
 STAGES = ("encoder 3", "bottleneck", "decoder 2")
 RANDOM_SEEDS = (0, 1, 2)
 
@@ -126,27 +127,46 @@ class Work:
         directions = {name: torch.tensor(values) for name, values in kept["directions"].items()}
         mean = {setting: of_sources(values, train) for setting, values in kept["columns"].items()}
         best = max(mean, key=mean.get)
+        if best != SETTING:
+            raise SystemExit(f"{best} is the best setting on train tiles, helpers.shared_map.LAYERS says {LAYERS}")
         found = {"train": kept["columns"], "best": best, "sources": [s.source for s in train], "columns": {}}
         train_maps = settled_maps(train, student, directions, best)
         for which in self.sets:
             for sigma in SIGMAS:
                 samples = self.samples(which, sigma)
-                maps = settled_maps(samples, student, directions, best)
-                here = {best: measure_maps(samples, maps)}
-                if sigma == 50:
-                    here |= shuffled_and_mean(samples, maps, train_maps)
-                    here |= {f"{best}, {name}": measure_maps(samples, maps) for name, maps in self.variants(samples)}
-                if (which, sigma) == ("photos", 50):
-                    found["iou"] = {best: measure_iou(train, samples, train_maps, maps)}
-                    found["iou"] |= {name: measure_iou(train, samples, *(
-                        [controls_of(s)[name] for s in part] for part in (train, samples)))
-                        for name in ("sato", "darkness", "oracle 14 x 14")}
-                    found["evidence"] = measure_evidence(train, samples, train_maps, maps)
-                found["columns"][which, sigma] = here
-                print("settings", which, sigma, flush=True)
-        self.map_of = lambda sample: {"map": SharedMap(student, {
-            name: directions[name] for name in ("block 3", "block 4", "block 5")})(sample.noisy[None])[0].numpy()}
+                found["columns"][which, sigma] = self.kept(
+                    "settings", samples, partial(self.measure_setting, samples, best, directions, train_maps),
+                    model=self.digests["student"], best=best)
+        samples = self.samples("photos")
+        found |= self.kept("evidence", samples, lambda: {
+            **self.thresholded(train, samples, train_maps, settled_maps(samples, student, directions, best), best)},
+            model=self.digests["student"], best=best)
         return found
+
+    def measure_setting(self, samples, best, directions, train_maps):
+        """Return the columns of the setting, and at sigma 50 those of its own controls."""
+        maps = settled_maps(samples, self.networks["student"], directions, best)
+        found = {best: measure_maps(samples, maps)}
+        if samples[0].sigma == 50:
+            found |= shuffled_and_mean(samples, maps, train_maps)
+            found |= {f"{best}, {name}": measure_maps(samples, maps) for name, maps in self.variants(samples)}
+        print("settings", samples[0].source, samples[0].sigma, flush=True)
+        return found
+
+    def thresholded(self, train, samples, train_maps, maps, best):
+        """Return IoU at a threshold fixed on train tiles, and what the map adds to the filters."""
+        iou = {best: measure_iou(train, samples, train_maps, maps)}
+        iou |= {name: measure_iou(train, samples, *([controls_of(sample)[name] for sample in part]
+                                                    for part in (train, samples)))
+                for name in ("sato", "darkness", "oracle 14 x 14")}
+        return {"iou": iou, "evidence": measure_evidence(train, samples, train_maps, maps)}
+
+    def map_of(self, sample):
+        """Return the setting's map of a sample, for the interventions."""
+        if not hasattr(self, "_shared"):
+            train = torch.stack([s.noisy for s in self.samples("photos", 50, "train")])
+            self._shared = SharedMap.fit(self.networks["student"], train)
+        return {"map": self._shared(sample.noisy[None])[0].numpy()}
 
     def variants(self, samples):
         """Yield (words, maps) of the same recipe with other ViTs and with directions from the drawn surfaces."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from report import measure_legibility, numpy_picture, reader
+from torch.utils.data import ConcatDataset
 
 from helpers import checkpoints
 from helpers.cam import activation_map
@@ -125,18 +126,29 @@ def test_sets():
 
 @torch.inference_mode()
 def test(model):
-    """Return {set: {figure: [a value per tile]}}: `evaluate_picture`, crack legibility, AUC of the network's maps."""
+    """Return {set: {figure: [a value per tile]}}: `evaluate_picture`, crack legibility, AUC of the network's maps.
+
+    "valid", on which is chosen, has the first of these only.
+    """
     read, _ = reader()
-    return {name: measure(dataset, lambda sample: model(sample.noisy[None])[0], read, model)
-            for name, dataset in test_sets().items()}
+    found = {name: measure(dataset, lambda sample: model(sample.noisy[None])[0], read, model)
+             for name, dataset in test_sets().items()}
+    return found | {"valid": measure(valid_set(), lambda sample: model(sample.noisy[None])[0], full=False)}
 
 
-def measure(dataset, function, read=None, model=None):
+def valid_set():
+    """Return validation Samples at sigma 50, photographs (where there are some) and drawn surfaces."""
+    photos = env_path("CRACK_PHOTOS")
+    parts = [open_dataset("valid", photos=photos, length=40)] if photos else []
+    return ConcatDataset([*parts, open_dataset("valid", photos=False, length=20)])
+
+
+def measure(dataset, function, read=None, model=None, full=True):
     """Return {figure: [a value per tile]} of a function from samples to outputs (3, H, W)."""
     columns = defaultdict(list)
     for index in range(len(dataset)):
         sample = dataset[index]
-        row = figures(function(sample), sample, read)
+        row = figures(function(sample), sample, read, full)
         for stage in MAP_STAGES if model is not None else ():
             raw = activation_map(model, sample.noisy, stage).raw
             row[f"auc {stage}"] = crack_auc(raw, sample.mask)  # NaN without a crack
@@ -145,11 +157,11 @@ def measure(dataset, function, read=None, model=None):
     return dict(columns)
 
 
-def figures(denoised, sample, read=None):
+def figures(denoised, sample, read=None, full=True):
     """Return all figures of one output (3, H, W)."""
     picture, mask = numpy_picture(denoised), sample.mask.numpy()
-    row = evaluate_picture(picture, numpy_picture(sample.clean), mask, full=True)
-    return row | measure_legibility(picture, mask, read)
+    row = evaluate_picture(picture, numpy_picture(sample.clean), mask, full=full)
+    return row | (measure_legibility(picture, mask, read) if full else {})
 
 
 def main():
