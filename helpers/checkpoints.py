@@ -23,15 +23,34 @@ class CheckpointError(RuntimeError):
 
 
 def checkpoint_path(name):
-    """Return where checkpoint `name` is: in ``data/checkpoints/``, or in ``data/runs/`` as an experiment made here."""
-    experiment = data_dir() / "runs" / f"{name}.safetensors"
+    """Return where checkpoint `name` is: in ``data/checkpoints/``, or in ``data/runs/`` as an experiment made here.
+
+    An alias leads to the checkpoint that it names.
+
+    Raises:
+        CheckpointError: an alias of a checkpoint that is not there.
+    """
     shipped = data_dir() / "checkpoints" / f"{name}.safetensors"
-    return experiment if experiment.is_file() and not shipped.is_file() else shipped
+    if shipped.is_file():
+        return shipped
+    if other := _aliases().get(name):
+        if not (target := shipped.with_stem(other)).is_file():
+            raise CheckpointError(f"{name!r} is another name of {other!r}, which is not in data/checkpoints")
+        return target
+    experiment = data_dir() / "runs" / f"{name}.safetensors"
+    return experiment if experiment.is_file() else shipped
+
+
+def _aliases():
+    """Return {alias: name} from ``data/checkpoints/aliases.json``: second names of shipped checkpoints."""
+    path = data_dir() / "checkpoints" / "aliases.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def checkpoint_names():
-    """Return the names of the shipped checkpoints that are there, sorted."""
-    return sorted(path.stem for path in (data_dir() / "checkpoints").glob("[!.]*.safetensors"))  # no unfinished ones
+    """Return the names of the shipped checkpoints that are there and their aliases, sorted."""
+    names = {path.stem for path in (data_dir() / "checkpoints").glob("[!.]*.safetensors")}  # no unfinished ones
+    return sorted(names | {alias for alias, name in _aliases().items() if name in names})
 
 
 def build(architecture, arguments):

@@ -19,7 +19,7 @@ from torchvision.transforms.functional import gaussian_blur
 from helpers import checkpoints
 from helpers.intervals import paired_bootstrap, ratio_of_means, resampled_means
 from helpers.metrics import gap_closed
-from helpers.project import provenance, save_results
+from helpers.project import data_dir, provenance, save_results, write_json
 from helpers.samples import noise_generator
 
 BASE = "mse-0"
@@ -275,13 +275,20 @@ def rivals_of(run, runs):
 
 
 def ship(winner):
-    """Copy the weights of the shipped runs to data/checkpoints, with their cards; the winner is an alias there."""
-    for name, run in SHIPPED.items():
+    """Copy the weights of the shipped runs to data/checkpoints, with their cards; "hybrid_sharp" is the winner's alias.
+
+    The regional term is shipped with the match that won among its three, or "pixel".
+    """
+    shipped = {**SHIPPED, **({"hybrid_regional": f"{winner}-0.4-0"} if winner in ("sorted", "aligned") else {})}
+    for name, run in shipped.items():
         card = checkpoints.read_card(f"losses/{run}-weights")
         model = checkpoints.load(f"losses/{run}-weights")
         checkpoints.save(model, name, {key: value for key, value in card.items() if key not in ("name", "sha256")})
         print(name, "from", run, flush=True)
-    print(f"the winner is {winner}: hybrid_sharp is to be its alias")
+    regional = shipped["hybrid_regional"].split("-")[0]
+    of_term = {regional: "hybrid_regional", **{term: f"hybrid_{term}" for term in (
+        "frequency", "frequency_hf", "wavelet", "cam")}}
+    write_json(data_dir() / "checkpoints" / "aliases.json", {"hybrid_sharp": of_term[winner]})
 
 
 def main():

@@ -152,6 +152,16 @@ def test_shipped_goes_before_an_experiment(model, data):
     assert checkpoint_path("tiny") == shipped == data / "checkpoints" / "tiny.safetensors"
 
 
+def test_an_alias_is_a_second_name_and_no_second_file(saved):
+    (saved.parent / "aliases.json").write_text('{"sharp": "tiny", "lost": "nowhere"}')
+    assert checkpoint_names() == ["sharp", "tiny"] and checkpoint_path("sharp") == saved
+    assert read_card("sharp")["name"] == "tiny"
+    first, again = load("sharp").state_dict(), load("tiny").state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    with pytest.raises(CheckpointError, match="another name of 'nowhere'"):
+        load("lost")
+
+
 @pytest.mark.parametrize("kind, arguments", [
     (UNet, {"width": 4, "upsample": "bilinear"}), (ConvDAE, {"width": 4}), (DenseDAE, {"bottleneck": 2, "skip": True}),
     (CrackSegmenter, {"width": 4})], ids=lambda value: getattr(value, "__name__", ""))
