@@ -24,7 +24,7 @@ from helpers.intervals import holm, paired_bootstrap
 from helpers.map_metrics import other_tile
 from helpers.metrics import mse, zone_mse
 from helpers.project import data_dir, env_path, provenance, save_results, set_seed, write_json
-from helpers.recipes import Recipe
+from helpers.recipes import JOINS_TRIED, Recipe
 from helpers.training import fit, training_data
 
 BUDGET = Recipe("UNet", data="both", steps=600, batch_size=8, crop=128, sigma=(5, 60), lr=1e-3, shipped=False)
@@ -144,8 +144,28 @@ def report(steps):
         "budget": {"steps": steps, "batch_size": BUDGET.batch_size, "crop": BUDGET.crop, "sigma": BUDGET.sigma,
                    "lr": BUDGET.lr, "data": next(iter(runs.values()))[0]["data"]},
         "primary": "mse, mean of sources at sigma 50, student against wide", "arms": arms, "rows": rows,
-        "differences": differences, "items": [list(item) for item in items],
+        "differences": differences, "joins": compare_joins(), "items": [list(item) for item in items],
         "per_item": {f"{arm}|{seed}": table for arm, seeds in tables.items() for seed, table in enumerate(seeds)}})
+
+
+@torch.inference_mode()
+def compare_joins():
+    """Return rows of the ways to join that were tried: MSE on validation against the U-Net they start from.
+
+    Per set ("photos" and "drawn"), in per cent of the U-Net's, mean of sources, with the bootstrap interval.
+    """
+    names = {name: f"hybrid_try_{name}" for name in JOINS_TRIED}
+    found = [name for name, file in names.items() if checkpoints.checkpoint_path(file).is_file()]
+    models, rows = {"unet": checkpoints.load("unet")}, []
+    models |= {name: checkpoints.load(names[name]) for name in found}
+    for label, photos in (("photos", env_path("CRACK_PHOTOS")), ("drawn", False)):
+        dataset = open_dataset("valid", photos=photos)
+        table = {name: errors(dataset, lambda sample, index, model=model: model(sample.noisy[None])[0])
+                 for name, model in models.items()}
+        rows += [{"join": name, "set": label, "arguments": JOINS_TRIED[name], **{key: value for key, value in compare(
+            {arm: [columns] for arm, columns in table.items()}, dataset.items, name, "unet", "mse").items()
+            if key.startswith("percent") or key == "n"}} for name in found]
+    return rows
 
 
 def rows_of(arm, seed, table, items):

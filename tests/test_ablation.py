@@ -78,11 +78,23 @@ def test_an_arm_is_trained_tested_and_reported(tmp_path, monkeypatch):
     for path in (tmp_path / "runs" / "ablation").glob("student*.json"):
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content | {f"shuffled_{figure}": content[figure] for figure in ablation.FIGURES}))
+    monkeypatch.setattr(ablation, "compare_joins", lambda: [])
     ablation.report(2)
     results = json.loads((tmp_path / "results" / "vit_ablation.json").read_text())
     assert {row["method"] for row in results["rows"]} == {"student", "wide", ablation.SHUFFLED}
     same = next(d for d in results["differences"] if d["a"] == "student" and d["b"] == "wide" and d["figure"] == "mse")
     assert same["difference"] == 0  # the same network from the same seed on the same crops
+
+
+def test_joins_are_held_against_the_network_they_start_from(monkeypatch):
+    noisy = ablation.open_dataset("test", photos=False, length=6)
+    monkeypatch.setattr(ablation, "open_dataset", lambda *words, **options: noisy)
+    monkeypatch.setattr(ablation.checkpoints, "checkpoint_path", lambda name: ablation.data_dir() / "README.md")
+    scale = {"unet": 0.0, "hybrid_try_gated": 0.1}
+    monkeypatch.setattr(ablation.checkpoints, "load", lambda name: lambda x: x * (1 - scale.get(name, 0)))
+    rows = {(row["join"], row["set"]): row for row in ablation.compare_joins()}
+    assert set(rows) == {(join, name) for join in ablation.JOINS_TRIED for name in ("photos", "drawn")}
+    assert rows["concat", "drawn"]["percent"] == 0 != rows["gated", "drawn"]["percent"]
 
 
 def test_agreement_of_tokens():
