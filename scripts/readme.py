@@ -35,10 +35,20 @@ def notebooks_part():
                      f"{photos['dense']:.2f}."}
     student = {row["method"]: row["cosine"] for row in load_results("student")["rows"]
                if (row["source"], row["block"]) == ("mean", "block 5")}
-    answers["02"] = (f"The hybrid in the original layout reaches {photos['hybrid_classic']:.2f} dB, the U-Net that it "
-                     f"started from {photos['unet']:.2f}: no gain in one run, and the fair ablation is still to come. "
-                     f"Under noise the student's tokens have a cosine of {student['student, noisy']:.2f} with its "
-                     f"teacher's of the clean picture, the teacher's own {student['teacher, noisy']:.2f}.")
+    ablation = load_results("vit_ablation")["differences"]
+    fair = next(d for d in ablation if (d["a"], d["b"], d["figure"]) == ("student", "wide", "mse"))
+    answers["02"] = (f"Not measurably: the hybrid reaches {photos['hybrid']:.2f} dB, the U-Net that it started from "
+                     f"{photos['unet']:.2f}; with equal data and steps from scratch its error is "
+                     f"{fair['percent']:+.1f} % [{fair['percent_low']:+.1f}, {fair['percent_high']:+.1f}] from that of "
+                     "a U-Net with as many weights. But a ViT can be taught to see through noise: the student's tokens "
+                     f"have a cosine of {student['student, noisy']:.2f} with its teacher's of the clean picture, the "
+                     f"teacher's own {student['teacher, noisy']:.2f}.")
+    cams = load_results("cams")
+    auc = {(row["network"], row["layer"], row["method"]): row["auc"] for row in cams["rows"]
+           if (row["set"], row["sigma"], row["source"]) == ("photos", 50, "mean")}
+    sato = auc["control", "picture", "sato"]
+    answers["03"] = (f"The ViT sees cracks, and not just dark lines: AUC {auc['student', 'setting', cams['best']]:.2f} "
+                     f"under noise, the best ridge filter {sato:.2f}.")
     lines = ["| notebook | question | answer in one line |", "| --- | --- | --- |"]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0].lstrip("# ")
