@@ -24,7 +24,7 @@ def ratio_of_means(numerators, denominators):
 
 
 class Interval(NamedTuple):
-    """A paired difference and its bootstrap interval (`low` and `high` NaN, `p` too, when there is none)."""
+    """A paired difference and its bootstrap interval (`low`, `high`, `p` and `covered` NaN when there is none)."""
 
     difference: float  # mean of a - b; the mean of the sources' means when sources are given
     low: float
@@ -34,6 +34,24 @@ class Interval(NamedTuple):
     groups: int
     photos: int
     p: float  # two-sided bootstrap p-value of "no difference", at least 2 / (resamples + 1)
+    covered: float  # the difference that `low` and `high` are about: without the sources of too few photographs
+
+
+def in_words(difference, low, high, covered=None, unit="", digits=2):
+    """A difference and its interval as text; where the interval leaves sources out, their difference without them too.
+
+    >>> in_words(0.5, 0.25, 0.75), in_words(-3, -4, -1, -2.5, " %", 1)
+    ('+0.50 [+0.25, +0.75]', '-3.0 % (without the source of two photographs -2.5 % [-4.0, -1.0])')
+    >>> in_words(1, None, None)
+    '+1.00 (no interval)'
+    """
+    text = f"{difference:+.{digits}f}{unit}"
+    if low is None or np.isnan(low):
+        return f"{text} (no interval)"
+    span = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    if covered is None or np.isclose(covered, difference, rtol=1e-6):
+        return f"{text} {span}"
+    return f"{text} (without the source of two photographs {covered:+.{digits}f}{unit} {span})"
 
 
 def _codes(n, *labels):
@@ -115,8 +133,9 @@ def paired_bootstrap(a, b, group=None, photo=None, source=None, resamples=2000, 
 
     Tiles of one group (one place) are not independent, so groups are drawn. With fewer than 8 groups photographs are
     drawn instead and `unit` says "within this site"; with fewer than 5 photographs there is no interval. With `source`
-    the rule holds within each source, sources are drawn from separately and weigh equally in the mean; one source
-    without an interval leaves the mean without one.
+    the rule holds within each source, sources are drawn from separately and weigh equally in the mean. The interval
+    of the mean leaves out a source of fewer than 5 photographs, `unit` names it, and `covered` is the mean difference
+    without it.
 
     Args:
         a, b: (n,) numbers, one per tile, in the same order.
@@ -138,24 +157,25 @@ def paired_bootstrap(a, b, group=None, photo=None, source=None, resamples=2000, 
     n = len(a)
     groups, photos, sources = _units(n, group, photo, source)
 
-    rng, draws, means, notes = np.random.default_rng(seed), [], [], []
+    rng, draws, means, covered, notes = np.random.default_rng(seed), [], [], [], []
     for s in range(sources.max() + 1):
         here = sources == s
         name = f" ({as_numpy(source)[here.argmax()]})" if sources.max() else ""
         unit, words = _unit_of(groups[here], photos[here])
         notes.append(words + name * (words != "groups"))
+        means.append(difference[here].mean())
         if unit is not None:
             draws.append(_two_stage_means(difference[here], unit, resamples, rng))
-        means.append(difference[here].mean())
+            covered.append(means[-1])
     counts = n, int(groups.max()) + 1, int(photos.max()) + 1
     unit, nan = "; ".join(dict.fromkeys(notes)), float("nan")
-    if len(draws) < len(means):
-        return Interval(float(np.mean(means)), nan, nan, unit, *counts, nan)
+    if not draws:
+        return Interval(float(np.mean(means)), nan, nan, unit, *counts, nan, nan)
     drawn = np.mean(draws, axis=0)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     tail = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     p = float(min(1, 2 * (tail + 1) / (resamples + 1)))
-    return Interval(float(np.mean(means)), float(low), float(high), unit, *counts, p)
+    return Interval(float(np.mean(means)), float(low), float(high), unit, *counts, p, float(np.mean(covered)))
 
 
 def holm(p_values):

@@ -200,7 +200,8 @@ def compare(tables, items, a, b, figure):
     return {"a": a, "b": b, "figure": figure, "n": interval.n, "unit": interval.unit, "p": interval.p,
             "difference": interval.difference, "low": interval.low, "high": interval.high,
             "percent": scale * interval.difference, "percent_low": scale * interval.low,
-            "percent_high": scale * interval.high, "percent_by_seed": [float(f"{seed:.3g}") for seed in seeds]}
+            "percent_high": scale * interval.high, "percent_covered": scale * interval.covered,
+            "percent_by_seed": [float(f"{seed:.3g}") for seed in seeds]}
 
 
 def main():

@@ -16,7 +16,7 @@ def interval(a, b, samples):
     """Return the paired difference a - b, mean of sources, with its bootstrap interval."""
     found = paired_bootstrap(a, b, *([getattr(s, what) for s in samples] for what in ("group", "photo", "source")))
     return {"difference": found.difference, "low": found.low, "high": found.high, "p": found.p, "unit": found.unit,
-            "n": found.n}
+            "covered": found.covered, "n": found.n}
 
 
 def rows_of(columns, samples, **words):
@@ -53,7 +53,7 @@ def loss_rows(columns, samples, names):
                     continue
                 found = interval(mine, np.array(other)[:, zone], samples)
                 row |= {f"{words}{name}": float(f"{scale * found[key]:.4g}") for name, key in
-                        (("percent", "difference"), ("low", "low"), ("high", "high"))}
+                        (("percent", "difference"), ("low", "low"), ("high", "high"), ("covered", "covered"))}
                 row |= {f"{words}p": found["p"]}
             rows.append(row)
     return rows

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 
+from helpers.intervals import in_words
 from helpers.plots import pivot
 from helpers.project import ROOT, atomic_path, load_results
 
@@ -37,9 +38,10 @@ def notebooks_part():
                if (row["source"], row["block"]) == ("mean", "block 5")}
     ablation = load_results("vit_ablation")["differences"]
     fair = next(d for d in ablation if (d["a"], d["b"], d["figure"]) == ("student", "wide", "mse"))
+    differs = in_words(*(fair[f"percent{key}"] for key in ("", "_low", "_high", "_covered")), " %", 1)
     answers["02"] = (f"Not measurably: the hybrid reaches {photos['hybrid']:.2f} dB, the U-Net that it started from "
                      f"{photos['unet']:.2f}; with equal data and steps from scratch its error is "
-                     f"{fair['percent']:+.1f} % [{fair['percent_low']:+.1f}, {fair['percent_high']:+.1f}] from that of "
+                     f"{differs} from that of "
                      "a U-Net with as many weights. But a ViT can be taught to see through noise: the student's tokens "
                      f"have a cosine of {student['student, noisy']:.2f} with its teacher's of the clean picture, the "
                      f"teacher's own {student['teacher, noisy']:.2f}.")

@@ -3,8 +3,8 @@
     CRACK_PHOTOS=... python scripts/report_losses.py                 the results
     python scripts/report_losses.py --ship                           and the shipped checkpoints, from their runs
 
-A *curve* is a method's points (per cent more MSE than plain MSE with the same budget, gap closed in aligned sharpness),
-one per weight or strength. Its value "at x %" is the most it reaches with at most x % more MSE, points joined by lines.
+A *curve* (``loss_curves.py``) is a method's points, one per weight or strength: per cent more MSE than plain MSE with
+the same budget, and the gap closed in aligned sharpness.
 """
 
 import argparse
@@ -12,18 +12,18 @@ import json
 
 import numpy as np
 import torch
+from loss_curves import RISES, at, by_source, curve, drawn_curves, labels_of, point, with_interval
 from report import cached, reader
 from retrain import PLAN, folder, measure, test_sets, valid_set
 from torchvision.transforms.functional import gaussian_blur
 
 from helpers import checkpoints
-from helpers.intervals import paired_bootstrap, ratio_of_means, resampled_means
+from helpers.intervals import paired_bootstrap, ratio_of_means
 from helpers.metrics import gap_closed
 from helpers.project import data_dir, provenance, save_results, write_json
 from helpers.samples import noise_generator
 
 BASE = "mse-0"
-RISES = (2, 10)
 SHIPPED = {"hybrid_regional": "pixel-0.4-0", "hybrid_frequency": "frequency-0.4-0",
            "hybrid_frequency_hf": "frequency_hf-0.4-0", "hybrid_wavelet": "wavelet-0.4-0", "hybrid_cam": "cam-0.4-0"}
 STRENGTHS = {"unsharp": (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.1, 1.5), "blend": (0.02, 0.04, 0.06, 0.09, 0.12, 0.16),
@@ -88,81 +88,6 @@ def training_free(digest):
                    for (method, radius), points in methods.items()} for name, methods in found.items()}, chosen
 
 
-# Curves --------------------------------------------------------------------------------------------------------------
-
-
-def labels_of(dataset):
-    """Return {"group": ..., "photo": ..., "source": ...}, a list per tile each."""
-    parts = getattr(dataset, "datasets", [dataset])
-    items = [item for part in parts for item in part.items]
-    return {what: [getattr(item, what) for item in items] for what in ("group", "photo", "source")}
-
-
-def by_source(values, labels):
-    """Return the means of `values` (n,) per source, NaN left out."""
-    source, values = np.array(labels["source"]), np.array(values, float)
-    with np.errstate(all="ignore"):
-        return np.array([np.nanmean(values[source == name]) if np.isfinite(values[source == name]).any() else np.nan
-                         for name in dict.fromkeys(source)])
-
-
-def point(columns, base, labels):
-    """Return (per cent more MSE, gap closed) of one method against `base`: of means per source, then their mean."""
-    means, plain = ([by_source(part[figure], labels) for figure in ("mse", "aligned_numerator", "aligned_denominator")]
-                    for part in (columns, base))
-    return of_means(np.array(means), np.array(plain))
-
-
-def of_means(means, plain):
-    """Return (rise, gap) from means (3, sources): MSE, and numerator and denominator of the aligned sharpness."""
-    gaps = [gap_closed(r, r_mse) for r, r_mse in zip(means[1] / means[2], plain[1] / plain[2], strict=True)]
-    gaps = [gap for gap in gaps if gap is not None]
-    return 100 * (means[0].mean() / plain[0].mean() - 1), float(np.mean(gaps)) if gaps else np.nan
-
-
-def curve(points, base, labels):
-    """Return the points of a curve, [(rise, gap)], the MSE checkpoint's own (0, 0) among them."""
-    return [(0.0, 0.0), *(point(columns, base, labels) for columns in points)]
-
-
-def at(points, rise):
-    """Return the most that a curve reaches with at most `rise` per cent more MSE.
-
-    >>> at([(0, 0), (1, 0.2), (3, 0.4)], 2)
-    0.3
-    """
-    points = sorted(points)
-    best = max((gap for x, gap in points if x <= rise), default=np.nan)
-    for (x, a), (y, b) in zip(points, points[1:], strict=False):
-        if x <= rise < y:
-            best = max(best, a + (b - a) * (rise - x) / (y - x))
-    return float(round(best, 10))
-
-
-def drawn_curves(curves, base, labels, resamples=1000):
-    """Return {method: {rise: values (resamples,)}} of `at` under the same bootstrap draws for all methods.
-
-    `curves`: {method: [columns]}. None where a source has too few photographs.
-    """
-    figures = ("mse", "aligned_numerator", "aligned_denominator")
-    stacked = [base[f] for f in figures]
-    for points in curves.values():
-        stacked += [columns[f] for columns in points for f in figures]
-    draws = resampled_means(stacked, **labels, resamples=resamples)  # (sources, k, resamples)
-    if not np.isfinite(draws).all():
-        return None
-    found, first = {}, 3
-    for method, points in curves.items():
-        rows = []
-        for n in range(resamples):
-            plain = draws[:, :3, n].T
-            rows.append([(0.0, 0.0), *(of_means(draws[:, first + 3 * i:first + 3 * i + 3, n].T, plain)
-                                       for i in range(len(points)))])
-        found[method] = {rise: np.array([at(row, rise) for row in rows]) for rise in RISES}
-        first += 3 * len(points)
-    return found
-
-
 # Results -------------------------------------------------------------------------------------------------------------
 
 
@@ -203,10 +128,11 @@ def paired(columns, base, figure, labels):
     a, b = (np.array(part[figure], float) for part in (columns, base))
     kept = np.isfinite(a) & np.isfinite(b)
     found = paired_bootstrap(a[kept], b[kept], **{k: np.array(v)[kept].tolist() for k, v in labels.items()})
-    return {"figure": figure, "difference": found.difference, "low": found.low, "high": found.high, "p": found.p,
-            "percent": 100 * found.difference / by_source(b, labels).mean() if "mse" in figure else None,
-            "percent_low": 100 * found.low / by_source(b, labels).mean() if "mse" in figure else None,
-            "percent_high": 100 * found.high / by_source(b, labels).mean() if "mse" in figure else None}
+    row = {key: getattr(found, key) for key in ("difference", "low", "high", "covered", "p")}
+    if "mse" in figure:
+        row |= {f"percent_{key}".replace("_difference", ""): 100 * row[key] / by_source(b, labels).mean()
+                for key in ("difference", "low", "high", "covered")}
+    return {"figure": figure, **row}
 
 
 COMPARED = ("mse", "mse_crack", "mse_rest", "delta_e", "residual", "legibility", "checkerboard_2", "checkerboard_4",
@@ -239,14 +165,17 @@ def report():
     at_rise = []
     for name in (name for name in datasets if name != "valid"):
         draws = drawn_curves(curves[name], base[name], labels[name])
+        kept, plain = with_interval(labels[name], labels[name]), with_interval(base[name], labels[name])
+        covered = {method: curve([with_interval(columns, labels[name]) for columns in points], plain, kept)
+                   for method, points in curves[name].items()}
         for method in curves[name]:
             for rise in RISES:
                 row = {"set": name, "method": method, "rise": rise, "gap": reached[name][method][rise],
                        "valid": reached["valid"][method][rise], "trained": method in terms}
                 row["against"], row["difference"] = rival, row["gap"] - reached[name][rival][rise]
-                if draws:
-                    spread = draws[method][rise] - draws[rival][rise]
-                    row["low"], row["high"] = np.quantile(spread, [0.025, 0.975]).tolist()
+                spread = draws[method][rise] - draws[rival][rise]
+                row["low"], row["high"] = np.quantile(spread, [0.025, 0.975]).tolist()
+                row["covered"] = at(covered[method], rise) - at(covered[rival], rise)
                 at_rise.append(row)
     differences = [{"set": name, "run": run["name"], "against": against, **paired(
         run["tested"][name], runs[against]["tested"][name], figure, labels[name])}

@@ -157,4 +157,5 @@ def compare(tiles, items, figure, layer, other):
     mine, others = ([tile[way][figure][layer] for tile in tiles] for way in (WAYS[1], other))
     interval = paired_bootstrap(mine, others, *([getattr(item, what) for item in items]
                                                 for what in ("group", "photo", "source")))
-    return {"difference": interval.difference, "low": interval.low, "high": interval.high, "unit": interval.unit}
+    return {"difference": interval.difference, "low": interval.low, "high": interval.high, "unit": interval.unit,
+            "covered": interval.covered}

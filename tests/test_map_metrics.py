@@ -253,8 +253,10 @@ def test_sources_weigh_equally_and_keep_their_own_rule():
     assert one_place.unit == "groups; photographs, within this site (few)" and one_place.groups == 91
     photo = list(range(90)) + ["0", "1"] * 5  # names met in the other source too: other photographs
     lacking = paired_bootstrap(a, np.zeros(100), photo=photo, source=source)
-    assert lacking.unit == "groups; no interval: 2 photographs, fewer than 5 (few)"
-    assert lacking.difference == 2 and math.isnan(lacking.low) and lacking.photos == 92
+    assert lacking.unit == "groups; no interval: 2 photographs, fewer than 5 (few)" and lacking.photos == 92
+    assert (lacking.difference, lacking.low, lacking.high, lacking.covered) == (2, 1, 1, 1)  # of "many" alone
+    alone = paired_bootstrap(a[90:], np.zeros(10), photo=photo[90:], source=source[90:])
+    assert alone.difference == 3 and math.isnan(alone.low) and math.isnan(alone.covered) and math.isnan(alone.p)
 
 
 def test_same_seed_same_interval():
