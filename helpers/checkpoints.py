@@ -22,6 +22,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be trusted: broken, changed, or for another architecture."""
 
 
+class OtherViTError(CheckpointError):
+    """A hybrid's checkpoint beside another ViT than the one that it was trained beside."""
+
+
 def checkpoint_path(name):
     """Return where checkpoint `name` is: in ``data/checkpoints/``, or in ``data/runs/`` as an experiment made here.
 
@@ -137,6 +141,7 @@ def load(name):
     Raises:
         FileNotFoundError: no such checkpoint; lists those there are.
         CheckpointError: the weights differ from the card's sha256, or do not fit the architecture it names.
+        OtherViTError: `open_vit()` gives another ViT than the one that it was trained beside.
     """
     card, path = read_card(name), checkpoint_path(name)
     if sha256(path) != card["sha256"]:
@@ -147,7 +152,7 @@ def load(name):
         if hasattr(model, "check_vit"):  # a frozen ViT's weights are not in the file: it must be the same one
             model.check_vit(card)
     except ValueError as error:
-        raise CheckpointError(f"{path.name}: {error}") from error
+        raise OtherViTError(f"{path.name}: {error}") from error
     try:
         model.load_state_dict(read_tensors(path))  # float16 is turned into the model's float32
     except RuntimeError as error:

@@ -41,7 +41,7 @@ def in_words(difference, low, high, covered=None, unit="", digits=2):
     """A difference and its interval as text; where the interval leaves sources out, their difference without them too.
 
     >>> in_words(0.5, 0.25, 0.75), in_words(-3, -4, -1, -2.5, " %", 1)
-    ('+0.50 [+0.25, +0.75]', '-3.0 % (without the source of two photographs -2.5 % [-4.0, -1.0])')
+    ('+0.50 [+0.25, +0.75]', '-3.0 % (sources with an interval: -2.5 % [-4.0, -1.0])')
     >>> in_words(1, None, None)
     '+1.00 (no interval)'
     """
@@ -51,7 +51,7 @@ def in_words(difference, low, high, covered=None, unit="", digits=2):
     span = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
     if covered is None or np.isclose(covered, difference, rtol=1e-6):
         return f"{text} {span}"
-    return f"{text} (without the source of two photographs {covered:+.{digits}f}{unit} {span})"
+    return f"{text} (sources with an interval: {covered:+.{digits}f}{unit} {span})"
 
 
 def _codes(n, *labels):

@@ -5,6 +5,7 @@
 
 import html
 import os
+from contextlib import suppress
 from typing import NamedTuple
 
 import cv2
@@ -14,7 +15,7 @@ import torch
 from helpers.cam import GRADIENT_FREE, METHODS, ActivationMap, activation_map, overlay
 from helpers.cam_methods import Signed
 from helpers.cam_view import in_band, keep
-from helpers.checkpoints import checkpoint_names, load
+from helpers.checkpoints import OtherViTError, checkpoint_names, load
 from helpers.map_metrics import band_scores, crack_auc, crack_zone, darkness_map
 from helpers.project import data_dir
 from helpers.samples import add_noise, noise_generator
@@ -52,7 +53,7 @@ class Map(NamedTuple):
 def models_here():
     """The networks to explore whose weights are there: {"ViT": ..., "U-Net": ..., "hybrid": ...}, one at least.
 
-    The ViT is the one in `DENOISE_VIT` or the built-in one.
+    The ViT is the one in `DENOISE_VIT` or the built-in one; a hybrid that was trained beside another is left out.
 
     Raises:
         FileNotFoundError: there is none.
@@ -61,7 +62,9 @@ def models_here():
     if os.environ.get("DENOISE_VIT", "").strip() or (data_dir() / "models" / BUILT_IN / "config.json").is_file():
         models["ViT"] = open_vit()
     there = checkpoint_names()
-    models |= {name: load(file) for name, file in {"U-Net": "unet", "hybrid": "hybrid"}.items() if file in there}
+    for name, file in {"U-Net": "unet", "hybrid": "hybrid"}.items():
+        with suppress(OtherViTError):
+            models |= {name: load(file)} if file in there else {}
     if not models:
         raise FileNotFoundError("no network to explore: neither a ViT in data/models nor a U-Net in data/checkpoints")
     return models

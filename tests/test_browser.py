@@ -16,7 +16,7 @@ import pytest
 from helpers.project import ROOT
 
 APP = ROOT / "app" / "explorer.ipynb"
-NOTEBOOK = APP  # what JupyterLab runs
+NOTEBOOK = ROOT / "notebooks" / "03_cam_inspection.ipynb"  # what JupyterLab runs
 SECONDS = 120  # for each thing that is waited for; a notebook may run for five times as long
 FETCH = """async image => {
     const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
