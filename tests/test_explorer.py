@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 
 from helpers import scenes
 from helpers.cam import activation_map, overlay, threshold_cam
+from helpers.checkpoints import OtherViTError
 from helpers.data import open_dataset
 from helpers.explorer import CamExplorer, models_here
 from helpers.map_metrics import crack_auc, darkness_map
@@ -260,6 +261,13 @@ def test_the_grid_shows_what_the_slider_does(explorer):
 def test_models_here_takes_what_is_there(monkeypatch, tmp_path):
     monkeypatch.delenv("DENOISE_VIT", raising=False)
     assert "U-Net" in models_here()
+    def beside_another(name):
+        if name == "hybrid":
+            raise OtherViTError("it was trained beside another ViT")
+        return UNet(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(scenes, "load", beside_another)
+        assert list(models_here()) == ["ViT", "U-Net"]
     monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no network to explore"):
         models_here()
