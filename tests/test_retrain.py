@@ -23,7 +23,21 @@ def test_the_plan_names_every_run_once_and_has_its_controls():
             for a in (0.1, 0.2, 0.4)} <= set(names)
     assert {"mse-0", "mse-1", "mse-2", "mse-0-unet", "mse-0-bilinear", "sorted24-0.4-0"} <= set(names)
     assert all(run.term in retrain.TERMS and run.start in retrain.STARTS for run in retrain.PLAN)
-    assert set(report.SHIPPED.values()) <= set(names)
+    assert {term for terms in report.SHIPPED.values() for term in terms} <= {run.term for run in retrain.PLAN}
+
+
+def test_the_shipped_run_closes_most_of_the_gap_within_ten_per_cent():
+    def run(term, a, mse, sharp, seed=0):
+        columns = {"mse": [mse] * 2, "aligned_numerator": [sharp] * 2, "aligned_denominator": [1.0] * 2}
+        return {"name": f"{term}-{a}-{seed}", "tested": {"valid": columns},
+                "run": {"term": term, "a": a, "seed": seed, "start": "hybrid"}}
+    runs = [run("sorted", 0.1, 1.02, 0.5), run("sorted", 0.2, 1.09, 0.6), run("sorted", 0.4, 1.2, 0.8),
+            run("sorted", 0.2, 1.01, 0.9, seed=1), run("pixel", 0.4, 1.05, 0.7), run("cam", 0.4, 1.0, 0.4)]
+    labels = {"group": ["a", "b"], "photo": ["a", "b"], "source": ["x", "x"]}
+    base = run("mse", 0, 1.0, 0.4)["tested"]
+    shipped = report.to_ship({r["name"]: r for r in runs}, base, labels, "cam")
+    assert shipped == {"hybrid_regional": "pixel-0.4-0", "hybrid_cam": "cam-0.4-0"}
+    assert report.to_ship({r["name"]: r for r in runs}, base, labels, "sorted")["hybrid_regional"] == "sorted-0.2-0"
 
 
 def test_terms_are_what_they_are_called():
