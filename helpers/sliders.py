@@ -9,11 +9,12 @@ from copy import deepcopy
 from functools import lru_cache
 
 import ipywidgets as widgets
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from helpers.metrics import aligned_sharpness, as_picture, psnr, ssim
-from helpers.plots import crack_inset, show_images
+from helpers.plots import crack_inset
 from helpers.samples import add_noise, noise_generator
 from helpers.scenes import encode_png
 
@@ -77,12 +78,20 @@ class _PictureSlider(widgets.VBox):
         except Exception as error:  # of whatever kind: nobody would see it in a kernel's log
             self.message.value = f'<span role="status" style="color:#b00020">{html.escape(str(error))}</span>'
 
-    def grid(self, values=(0, 0.5, 1)):
-        """The widget on paper: what it shows at some positions of the slider. Returns the matplotlib figure."""
+    def grid(self, values=(0, 0.5, 1), width=5.0):
+        """The widget on paper: what it shows at some positions of the slider, below each other.
+
+        `width` is in inches. Returns the matplotlib figure.
+        """
         views = [self.view(value) for value in values]
-        return show_images([picture / 255 for picture, _ in views],
-                           [f"{value:g}\n{words}" for value, (_, words) in zip(values, views, strict=True)],
-                           columns=1, size=6.5)
+        height, wide, _ = views[0][0].shape
+        figure, axes = plt.subplots(len(values), 1, squeeze=False, layout="constrained",
+                                    figsize=(width, len(values) * (width * height / wide + 0.45)))
+        for axis, value, (picture, words) in zip(axes.flat, values, views, strict=True):
+            axis.imshow(picture)
+            axis.set_title(f"{value:g}\n{words}", fontsize=8)
+            axis.axis("off")
+        return figure
 
 
 def _as_uint8(picture):
