@@ -35,7 +35,8 @@ from helpers.project import atomic_path, data_dir, env_path, provenance, save_re
 SIGMAS = (15, 25, 50)
 KEPT = ("mse", "ssim", "sharpness", "sharpness_clean", "aligned_numerator", "aligned_denominator", "mse_crack",
         "mse_rest", "legibility", "legibility_outside")
-DENOISERS = ("dense", "dense_skip", "conv", "unet", "hybrid_classic", "hybrid")
+DENOISERS = ("dense", "dense_skip", "conv", "unet", "hybrid_classic", "hybrid", "hybrid_regional", "hybrid_frequency",
+             "hybrid_frequency_hf", "hybrid_wavelet", "hybrid_cam")
 
 
 def numpy_picture(tensor):
