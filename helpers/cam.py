@@ -97,6 +97,8 @@ def activation_map(model, image, layer, method="EigenCAM", target="mean", sign="
     (8, 12)
     """
     pictures, single = _as_batch(image)
+    if bad := int((~pictures.isfinite()).sum()):
+        raise ValueError(f"the picture has {bad} NaN or infinite values, so its map is not finite; wanted [0, 1]")
     name, module = _find_layer(model, layer)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")

@@ -144,8 +144,11 @@ def vit_blocks(vit):
     A block takes tokens and returns tokens, both (B, N, C).
 
     Raises:
+        TypeError: it is no ViT.
         ValueError: there is no list of as many blocks as the configuration says.
     """
+    if not hasattr(vit, "config"):
+        raise TypeError(f"wanted a ViT of open_vit or of transformers, got {type(vit).__name__}")
     depth = vit.config.num_hidden_layers
     for module in vit.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
