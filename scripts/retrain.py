@@ -69,7 +69,7 @@ PLAN = (
     *(Run(term, a) for a in WEIGHTS[1:] for term in ("pixel", "wavelet", "sorted", "aligned", "frequency",
                                                      "frequency_hf", "cam")),
     *(Run(term, 0.8) for term in ("frequency", "frequency_hf", "pixel", "wavelet")),  # as far as *sorted* goes
-    Run("sorted", 0.2, 1), Run("sorted", 0.2, 2),
+    Run("aligned", 0.2, 1), Run("aligned", 0.2, 2),
     Run("sorted24", 0.4), Run("mse", start="unet"), Run("sorted", 0.4, start="unet"),
     Run("mse", start="bilinear"), Run("sorted", 0.4, start="bilinear"),
     *(Run(term, a) for a in WEIGHTS[1:] for term in ("cam_shuffled", "cam_random", "cam_contrast")),
