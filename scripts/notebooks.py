@@ -2,6 +2,7 @@
 
     python scripts/notebooks.py run          # all of notebooks/ into build/, then the results table
     python scripts/notebooks.py run 01       # one of them, by the beginning of its name or by its path
+    python scripts/notebooks.py run --record # and write the seconds to data/results/seconds.json, for the README
     python scripts/notebooks.py save         # execute the committed notebooks in place and clean them
     python scripts/notebooks.py html         # pages only, from what was executed last or else from what is committed
 
@@ -31,7 +32,7 @@ from pages import WIDGET_VIEW, latest, without_widgets, write_pages
 from results_table import print_results
 from traitlets import default
 
-from helpers.project import ROOT, atomic_path
+from helpers.project import ROOT, atomic_path, live_seconds, provenance, save_results
 
 MAX_BYTES = 1_500_000  # a committed notebook; GitHub stops showing much larger ones
 CELL_SECONDS = 600
@@ -168,8 +169,8 @@ def write_notebook(nb, path):
 
 
 def run(paths, build):
-    """Execute `paths` into `build`/notebooks and `build`/html; return how many failed."""
-    failed, executed = 0, []
+    """Execute `paths` into `build`/notebooks and `build`/html; return how many failed, and {name: seconds}."""
+    failed, executed, seconds = 0, [], {}
     for path in paths:
         nb, start, outcome = nbformat.read(path, as_version=4), time.monotonic(), ""
         try:
@@ -178,11 +179,12 @@ def run(paths, build):
             failed, outcome = failed + 1, "  FAILED"
             print(f"\n{path.name} failed:\n{error}\n", file=sys.stderr, flush=True)
         cells = sum(cell.cell_type == "code" for cell in nb.cells)
-        print(f"{path.stem:24s} {time.monotonic() - start:6.1f} s {cells:4d} code cells{outcome}", flush=True)
+        seconds[path.stem] = round(time.monotonic() - start, 1)
+        print(f"{path.stem:24s} {seconds[path.stem]:6.1f} s {cells:4d} code cells{outcome}", flush=True)
         write_notebook(clean(nb), build / "notebooks" / path.name)
         executed.append((nb, path))
     write_pages(executed, build)
-    return failed
+    return failed, seconds
 
 
 def save(paths):
@@ -211,6 +213,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("command", choices=["run", "save", "html"])
     parser.add_argument("names", nargs="*", help="beginnings of notebook names, or paths (default: all)")
+    parser.add_argument("--record", action="store_true", help="with run: write the seconds to data/results/")
     parser.add_argument("--folder", type=Path, default=ROOT / "notebooks", help="where the notebooks are")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="where executed notebooks and pages go")
     options = parser.parse_args(arguments)
@@ -222,8 +225,12 @@ def main(arguments=None):
         elif options.command == "html":
             write_pages([(latest(path, options.build), path) for path in paths], options.build)
         else:
-            failed = run(paths, options.build)
+            failed, seconds = run(paths, options.build)
             print_results()
+            if options.record and not failed:
+                save_results("seconds", {**provenance("python scripts/notebooks.py run --record", 0),
+                                         "live_seconds": live_seconds(), "rows": [
+                    {"notebook": name, "seconds": value} for name, value in seconds.items()]})
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -18,6 +18,16 @@ PAGE = """\
 {%- extends 'lab/index.html.j2' -%}
 {% block html_head_js_requirejs %}{% endblock %}
 {% block html_head_js_mathjax %}{% if resources.math %}{{ super() }}{% endif %}{% endblock %}
+{% block html_head_css %}{{ super() }}<style>
+nav.series { display: flex; justify-content: space-between; gap: 1rem; max-width: 60rem; margin: 1rem auto;
+  padding: 0 1rem; font: 0.95rem/1.4 sans-serif } nav.series a { color: #0060a8 }
+.jp-RenderedHTMLCommon table { display: block; overflow-x: auto; max-width: 100% }
+.jp-RenderedImage img { max-width: 100%; height: auto }
+@media (max-width: 700px) { .jp-InputPrompt, .jp-OutputPrompt, .jp-InputCollapser, .jp-OutputCollapser { display: none }
+  body.jp-Notebook { padding: 0.3rem } .jp-Cell { padding-left: 0; padding-right: 0 } }
+</style>{% endblock %}
+{% block body_header %}{{ super() }}{{ resources.series }}{% endblock %}
+{% block body_footer %}{{ resources.series }}{{ super() }}{% endblock %}
 """
 
 INDEX = """\
@@ -42,14 +52,26 @@ def without_widgets(nb):
     return nb
 
 
-def write_page(nb, source, path):
-    """Write `nb`, read from notebook file `source`, as one HTML page with its pictures inside."""
+def links(before, after):
+    """Return a bar with links to the notebooks (title, file name) before and after a page, and to the start page."""
+    def link(words, target):
+        return f'<a href="{html.escape(target)}">{html.escape(words)}</a>' if target else "<span></span>"
+    (title_before, file_before), (title_after, file_after) = before or ("", ""), after or ("", "")
+    return ('<nav class="series" aria-label="Series">' + link(f"\u2190 {title_before}", file_before)
+            + link("All notebooks", "index.html") + link(f"{title_after} \u2192", file_after) + "</nav>")
+
+
+def write_page(nb, source, path, series=""):
+    """Write `nb`, read from notebook file `source`, as one HTML page with its pictures inside.
+
+    `series` is the HTML of `links`, shown at the top and at the bottom.
+    """
     without_widgets(nb)
     markdown = [cell for cell in nb.cells if cell.cell_type == "markdown"]
     for cell in markdown:  # links from notebook to notebook lead from page to page
         cell.source = re.sub(r"\]\(([\w./-]+)\.ipynb(#[^)]*)?\)", r"](\1.html\2)", cell.source)
     nb.metadata["title"] = heading(nb, source)[0]
-    resources = {"metadata": {"name": source.stem, "path": str(source.parent)},
+    resources = {"series": series, "metadata": {"name": source.stem, "path": str(source.parent)},
                  "math": any(MATH.search(re.sub(r"`[^`]*`", "", cell.source)) for cell in markdown)}
     page, _ = HTMLExporter(raw_template=PAGE, embed_images=True).from_notebook_node(nb, resources)
     with atomic_path(path) as temporary:
@@ -68,9 +90,10 @@ def heading(nb, path):
 
 def write_pages(notebooks, build):
     """Write a page in `build`/html for each of `notebooks` [(notebook, its path)], and a start page with links."""
-    items = []
-    for nb, path in notebooks:
-        write_page(nb, path, build / "html" / f"{path.stem}.html")
+    items, titles = [], [(heading(nb, path)[0], f"{path.stem}.html") for nb, path in notebooks]
+    for place, (nb, path) in enumerate(notebooks):
+        bar = links(titles[place - 1] if place else None, titles[place + 1] if place + 1 < len(titles) else None)
+        write_page(nb, path, build / "html" / f"{path.stem}.html", bar)
         title, paragraph = map(html.escape, heading(nb, path))
         items.append(f'<li><a href="{html.escape(path.stem)}.html">{title}</a><p>{paragraph}</p></li>')
     index = build / "html" / "index.html"

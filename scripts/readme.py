@@ -1,6 +1,7 @@
 """Write the numbers in README.md from data/results/, so that they cannot drift: `make readme`.
 
     python scripts/readme.py            rewrite the marked parts
+    python scripts/readme.py --picture  draw data/results/at_a_glance.jpg anew
     python scripts/readme.py --check    exit 1 where they differ from what would be written
 """
 
@@ -8,9 +9,18 @@ import argparse
 import json
 import sys
 
+import numpy as np
+from PIL import Image
+
+from helpers.cam import activation_map, overlay, threshold_cam
+from helpers.checkpoints import load
+from helpers.data import open_dataset
+from helpers.denoise import denoise
 from helpers.intervals import in_words
+from helpers.metrics import as_picture
 from helpers.plots import pivot
 from helpers.project import ROOT, atomic_path, load_results
+from helpers.vit import open_vit
 
 
 def means(name):
@@ -51,12 +61,36 @@ def notebooks_part():
     sato = auc["control", "picture", "sato"]
     answers["03"] = (f"The ViT sees cracks, and not just dark lines: AUC {auc['student', 'setting', cams['best']]:.2f} "
                      f"under noise, the best ridge filter {sato:.2f}.")
-    lines = ["| notebook | question | answer in one line |", "| --- | --- | --- |"]
+    losses = load_results("losses")
+    gap = {row["method"]: 100 * row["gap"] for row in losses["at_rise"] if (row["set"], row["rise"]) == ("photos", 2)}
+    term, trick = losses["winner"], losses["rival"]
+    answers["04"] = (f"Not better than an old trick: at 2 % more error the best term (*{term}*) brings back "
+                     f"{gap[term]:.0f} % of the missing detail, {trick} {gap[trick]:.0f} %; pushing the "
+                     "network to where the ViT looks changes nothing that a shuffled map does not.")
+    best = max(photos, key=photos.get)
+    ahead = {other: f"{photos[best] - photos[other]:+.2f}" for other in ("unet", "bm3d")}
+    answers["05"] = (f"{best} is best on real photographs with {photos[best]:.2f} dB: {ahead['unet']} from the plain U-Net, "
+                     f"{ahead['bm3d']} from BM3D.")
+    seconds = {row["notebook"]: row["seconds"] for row in load_results("seconds")["rows"]}
+    lines = ["| notebook | question | answer in one line | seconds |", "| --- | --- | --- | --- |"]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0].lstrip("# ")
         number, question = title.split(" · ")
-        lines.append(f"| [{number}](notebooks/{path.name}) | {question} | {answers.get(number, '')} |")
+        time = f"{seconds[path.stem]:.0f}" if path.stem in seconds else "–"
+        lines.append(f"| [{number}](notebooks/{path.name}) | {question} | {answers.get(number, '')} | {time} |")
     return lines
+
+
+def draw_picture(path):
+    """Write the README's picture: noisy, denoised, and where the ViT looks, of a drawn surface."""
+    sample = next(s for s in open_dataset("test", photos=False, length=None) if s.source == "concrete" and s.mask.any())
+    cam = activation_map(open_vit(), sample.noisy, "block 5").map
+    denoised = denoise(load("hybrid"), sample.noisy)
+    parts = [as_picture(sample.noisy), as_picture(denoised, clip=True), overlay(denoised, threshold_cam(cam)) / 255]
+    gap = np.ones((224, 8, 3))
+    strip = np.hstack([parts[0], gap, parts[1], gap, parts[2]])
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.uint8(255 * strip + 0.5)).save(temporary, "JPEG", quality=90)
 
 
 def written(text):
@@ -72,7 +106,10 @@ def written(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where README.md is not up to date")
+    parser.add_argument("--picture", action="store_true", help="draw data/results/at_a_glance.jpg anew")
     options = parser.parse_args()
+    if options.picture:
+        draw_picture(ROOT / "data" / "results" / "at_a_glance.jpg")
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     new = written(text)
