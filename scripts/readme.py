@@ -69,8 +69,8 @@ def notebooks_part():
                      "network to where the ViT looks changes nothing that a shuffled map does not.")
     best = max(photos, key=photos.get)
     ahead = {other: f"{photos[best] - photos[other]:+.2f}" for other in ("unet", "bm3d")}
-    answers["05"] = (f"{best} is best on real photographs with {photos[best]:.2f} dB: {ahead['unet']} from the plain U-Net, "
-                     f"{ahead['bm3d']} from BM3D.")
+    answers["05"] = (f"{best} is best on real photographs with {photos[best]:.2f} dB: {ahead['unet']} from the plain "
+                     f"U-Net, {ahead['bm3d']} from BM3D.")
     seconds = {row["notebook"]: row["seconds"] for row in load_results("seconds")["rows"]}
     lines = ["| notebook | question | answer in one line | seconds |", "| --- | --- | --- | --- |"]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):

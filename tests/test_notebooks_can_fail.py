@@ -1,0 +1,50 @@
+"""The checks in the notebooks can fail: with a broken helper they do, in the cell that is meant to notice."""
+
+import importlib
+
+import matplotlib
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+
+from helpers import cam
+from helpers.project import ROOT
+
+matplotlib.use("Agg")
+activation_map = cam.activation_map  # the real one
+
+
+def shifted_map(*arguments, **options):
+    """Maps moved by a quarter of their width."""
+    maps = activation_map(*arguments, **options)
+    moved = [m._replace(map=_roll(m.map), raw=_roll(m.raw)) for m in (maps if isinstance(maps, list) else [maps])]
+    return moved if isinstance(maps, list) else moved[0]
+
+
+def _roll(array):
+    return np.roll(array, array.shape[-1] // 4, -1)
+
+
+BROKEN = {
+    "a threshold that keeps everything": ("03", "helpers.cam.threshold_cam", lambda cam, *_, **__: cam,
+                                          "threshold_cam"),
+    "a map that is shifted": ("03", "helpers.cam.activation_map", shifted_map, "activation_map"),
+    "a model that returns its input": ("04", "helpers.training.load", lambda name: lambda noisy: noisy, "sharp"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN.values(), ids=list(BROKEN))
+def test_a_broken_helper_stops_the_notebook(case, monkeypatch):
+    number, target, broken, noticed = case
+    module, name = target.rsplit(".", 1)
+    monkeypatch.setattr(importlib.import_module(module), name, broken)
+    path, = (ROOT / "notebooks").glob(f"{number}*.ipynb")
+    monkeypatch.chdir(path.parent)
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    names = {"__name__": "__main__"}
+    with pytest.raises(AssertionError):
+        for number, source in enumerate(cells):
+            exec(source, names)
+    plt.close("all")
+    assert noticed in cells[number]  # the cell that was running
