@@ -1,4 +1,4 @@
-"""Write the numbers in README.md from data/results/, so that they cannot drift: `make readme`.
+"""Write the numbers in README.md and data/README.md from data/, so that they cannot drift: `make readme`.
 
     python scripts/readme.py            rewrite the marked parts
     python scripts/readme.py --picture  draw data/results/at_a_glance.jpg anew
@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from helpers.cam import activation_map, overlay, threshold_cam
-from helpers.checkpoints import load
+from helpers.checkpoints import load, read_card
+from helpers.cost import multiply_adds
 from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.intervals import in_words
@@ -21,6 +22,8 @@ from helpers.metrics import as_picture
 from helpers.plots import pivot
 from helpers.project import ROOT, atomic_path, load_results
 from helpers.vit import open_vit
+
+GPU_FLOPS = 3e13
 
 
 def means(name):
@@ -93,12 +96,27 @@ def draw_picture(path):
         Image.fromarray(np.uint8(255 * strip + 0.5)).save(temporary, "JPEG", quality=90)
 
 
-def written(text):
-    """Return the README's `text` with its marked parts regenerated."""
-    for name, lines in (("results", results_part()), ("notebooks", notebooks_part())):
-        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+def cost_part():
+    """Return the table of what a training costs: crops per second on the CPU as measured, passes as reckoned."""
+    lines = ["| network | crops a second, CPU core | 11,000 photographs, CPU core | 1,000,000, CPU core | "
+             "1,000,000, one GPU | 1,000,000, eight GPUs |", "| --- | --- | --- | --- | --- | --- |"]
+    for name in ("unet", "hybrid"):
+        card = read_card(name)
+        recipe, side = card["recipe"], card["recipe"]["crop"]
+        rate = recipe["steps"] * recipe["batch_size"] / card["history"][-1]["seconds"]
+        flop = 6 * multiply_adds(load(name)) * (side / 224) ** 2  # forward and backward, two operations each
+        gpu = 1e6 * flop / GPU_FLOPS / 60
+        lines.append(f"| {name}, crops of {side} x {side} | {rate:.1f} | {11_000 / rate / 60:.0f} minutes | "
+                     f"{1e6 / rate / 3600:.0f} hours | {gpu:.0f} minutes | {gpu / 8:.0f} minutes |")
+    return lines
+
+
+def written(text, parts=None):
+    """Return the `text` of README.md, or of a file with other `parts`, with what is marked regenerated."""
+    for name, make in (parts or {"results": results_part, "notebooks": notebooks_part}).items():
+        start, end, lines = f"<!-- {name} -->\n", f"<!-- /{name} -->", make()
         if start not in text or end not in text:
-            raise ValueError(f"README.md must hold the marks {start.strip()} and {end}")
+            raise ValueError(f"the file must hold the marks {start.strip()} and {end}")
         text = text[: text.index(start) + len(start)] + "\n".join([*lines, ""]) + text[text.index(end):]
     return text
 
@@ -110,14 +128,14 @@ def main():
     options = parser.parse_args()
     if options.picture:
         draw_picture(ROOT / "data" / "results" / "at_a_glance.jpg")
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    new = written(text)
-    if options.check and new != text:
-        sys.exit("README.md is not what data/results/ says: run `make readme`")
-    if new != text:
-        with atomic_path(path) as temporary:
-            temporary.write_text(new, encoding="utf-8")
+    for path, parts in ((ROOT / "README.md", None), (ROOT / "data" / "README.md", {"cost": cost_part})):
+        text = path.read_text(encoding="utf-8")
+        new = written(text, parts)
+        if options.check and new != text:
+            sys.exit(f"{path.relative_to(ROOT)} is not what data/ says: run `make readme`")
+        if new != text:
+            with atomic_path(path) as temporary:
+                temporary.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

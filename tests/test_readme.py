@@ -14,6 +14,12 @@ def test_numbers_are_regenerated_from_the_results():
     assert readme.written(TEXT) == TEXT, "run `make readme`"
 
 
+def test_costs_are_regenerated_from_the_cards():
+    text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    assert readme.written(text, {"cost": readme.cost_part}) == text, "run `make readme`"
+    assert "crops of" in text
+
+
 def test_regeneration_notices_a_changed_number():
     changed = re.sub(r"\| unet \| \d", "| unet | 9", TEXT)
     assert changed != TEXT and readme.written(changed) == TEXT
