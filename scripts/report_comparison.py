@@ -57,7 +57,8 @@ def methods():
 
 def with_mean(values, source):
     """Return {source: mean of its values} and "mean", in which the sources weigh equally."""
-    means = {str(name): float(np.mean(np.array(values)[source == name])) for name in dict.fromkeys(source)}
+    values = np.array(values, float)  # NaN where a figure is not defined
+    means = {str(name): float(np.nanmean(values[source == name])) for name in dict.fromkeys(source)}
     return means | {"mean": float(np.mean(list(means.values())))}
 
 
