@@ -13,5 +13,5 @@ PHOTOS = os.environ.get("TEST_PHOTOS")
 @pytest.mark.parametrize("path", sorted((notebooks.ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_runs_on_photographs(path, monkeypatch, capsys):
     monkeypatch.setenv("CRACK_PHOTOS", PHOTOS)
-    failed = notebooks.run([path], notebooks.ROOT / "build" / "photos")
+    failed, _ = notebooks.run([path], notebooks.ROOT / "build" / "photos")
     assert failed == 0, capsys.readouterr().err
