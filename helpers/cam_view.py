@@ -49,7 +49,8 @@ def in_band(cam, lower=0.4, upper=0.9, by="value"):
     if not 0 <= lower <= upper <= 1:
         raise ValueError(f"thresholds must be 0 <= lower <= upper <= 1, got {lower} and {upper}")
     if by == "otsu":
-        return cam > threshold_otsu(cam) if cam.min() < cam.max() else np.zeros(cam.shape, bool)
+        fine = cam.astype(np.float64)  # in float32 the bins of a map of hardly any contrast would fall together
+        return fine > threshold_otsu(fine) if cam.min() < cam.max() else np.zeros(cam.shape, bool)
     if by not in ("value", "quantile"):
         raise ValueError(f'by must be "value", "quantile" or "otsu", got {by!r}')
     low, high = np.float32((lower, upper)) if by == "value" else np.quantile(cam, (lower, upper))

@@ -390,6 +390,11 @@ def test_quantile_and_otsu():
     assert (threshold_cam(two, by="otsu", rescale=False) > 0).tolist() == [[False, False, True, True]]
 
 
+def test_otsu_of_hardly_any_contrast():
+    cam = np.array([[3.36e-43, 0.0]], np.float32)
+    assert threshold_cam(cam, by="otsu", rescale=False).tolist() == [[cam[0, 0], 0]]
+
+
 @given(arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(0, 1, width=32)),
        st.floats(0, 1), st.floats(0, 1), st.sampled_from(["value", "quantile", "otsu"]))
 @settings(max_examples=60, deadline=None)
