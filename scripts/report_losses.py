@@ -9,12 +9,13 @@ the same budget, and the gap closed in aligned sharpness.
 
 import argparse
 import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 from loss_curves import RISES, at, by_source, curve, drawn_curves, labels_of, point, with_interval
 from report import cached, reader
-from retrain import PLAN, folder, measure, test_sets, valid_set
+from retrain import BUDGET, PLAN, folder, measure, test_sets, valid_set
 from torchvision.transforms.functional import gaussian_blur
 
 from helpers import checkpoints
@@ -226,6 +227,8 @@ def ship(shipped, winner):
     for name, run in shipped.items():
         card = checkpoints.read_card(f"losses/{run}-weights")
         model = checkpoints.load(f"losses/{run}-weights")
+        card |= {"recipe": asdict(replace(BUDGET, arguments=card["arguments"], seed=card["seed"], shipped=True)),
+                 "metrics": {"valid": card["history"][-1]}}
         checkpoints.save(model, name, {key: value for key, value in card.items() if key not in ("name", "sha256")})
         print(name, "from", run, flush=True)
     name = next(name for name, terms in SHIPPED.items() if winner in terms)
