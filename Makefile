@@ -34,6 +34,8 @@ endif
 # Live trainings in notebooks: shorter when nobody watches.
 run test: export LIVE_SECONDS ?= 20
 
+NOTEBOOKS := $(wildcard notebooks) --nbval-lax --nbval-current-env --nbval-cell-timeout=600
+
 .PHONY: help run test lab app notebooks html train readme test-oldest test-newest clean
 
 help:  ## this list
@@ -53,7 +55,7 @@ run: $(INSTALLED)  ## execute all notebooks into build/ and print the results ta
 # One pytest for unit tests, docstring examples and notebooks, so that its last line counts everything. The notebooks
 # on photographs are tests/test_photographs.py, which runs where CRACK_PHOTOS is set; all others never see it.
 test: $(INSTALLED)  ## unit tests, notebook tests, browser tests (ARGS="-k name" for some of them)
-	$(PY) -m pytest tests helpers scripts/results_table.py $(wildcard notebooks) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(ARGS)
+	$(PY) -m pytest tests helpers scripts/results_table.py $(NOTEBOOKS) $(ARGS)
 
 lab: $(INSTALLED)  ## JupyterLab in notebooks/
 	cd notebooks && ../$(PY) -m jupyterlab --ip=127.0.0.1
@@ -74,17 +76,19 @@ train: $(INSTALLED)  ## train the shipped denoisers, going on where the last cal
 readme: $(INSTALLED)  ## write the numbers in README.md from data/results/
 	$(PY) scripts/readme.py
 
-# Do the bounds in pyproject.toml hold? The tests with the lowest versions they allow, and with the newest there are;
-# each in a .venv of its own under build/.
-test-oldest:  ## the tests with the lowest versions that pyproject.toml allows
+# Do the bounds in pyproject.toml hold? The unit tests with the lowest versions they allow, and with the newest there
+# are; each in a .venv of its own under build/.
+UNIT := NOTEBOOKS= CRACK_PHOTOS= ARGS="--ignore=tests/test_browser.py $(ARGS)"
+
+test-oldest:  ## the unit tests with the lowest versions that pyproject.toml allows
 	@mkdir -p build
 	sed -n 's/^.*"\([A-Za-z0-9_-]*\)>=\([0-9.]*\),<.*/\1==\2.*/p' pyproject.toml > build/oldest.txt
-	$(MAKE) --no-print-directory test VENV=build/venv-oldest PINS=build/oldest.txt
+	$(MAKE) --no-print-directory test $(UNIT) VENV=build/venv-oldest PINS=build/oldest.txt
 
-test-newest:  ## the tests with the newest versions that pyproject.toml allows
+test-newest:  ## the unit tests with the newest versions that pyproject.toml allows
 	@mkdir -p build
 	@touch build/newest.txt
-	$(MAKE) --no-print-directory test VENV=build/venv-newest PINS=build/newest.txt
+	$(MAKE) --no-print-directory test $(UNIT) VENV=build/venv-newest PINS=build/newest.txt
 
 clean:  ## remove what runs and tests left (not .venv, not unfinished trainings)
 	rm -rf build data/cache .pytest_cache .ruff_cache .hypothesis *.egg-info notebooks/.ipynb_checkpoints

@@ -2,7 +2,9 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython import get_ipython
 from IPython.display import Markdown
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -15,6 +17,31 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 def use_small_figures(quality=85):
     """Make a notebook save its figures as JPEG: noise has no patterns, and as PNG a page of it weighs megabytes."""
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": quality})
+    if shell := get_ipython():
+        formatter = shell.display_formatter.formatters["image/jpeg"]
+        draw = formatter.lookup_by_type(Figure)
+        formatter.for_type(Figure, lambda figure: (draw(figure), {"alt": described(figure)}))
+
+
+def described(figure):
+    """Return what a figure shows, for those who do not see it: its titles, axes and legends, or what else is
+    written in it.
+
+    Example:
+        >>> figure, axis = plt.subplots()
+        >>> _ = axis.plot([1, 2], label="U-Net"), axis.set(xlabel="step", ylabel="loss"), axis.legend()
+        >>> described(figure)
+        'loss over step: U-Net'
+        >>> plt.close(figure)
+    """
+    found = [figure.get_suptitle()]
+    for axis in figure.axes:
+        over = " over ".join(label for label in (axis.get_ylabel(), axis.get_xlabel()) if label)
+        legend = axis.get_legend()
+        lines = ", ".join(text.get_text() for text in legend.get_texts()) if legend else ""
+        written = ", ".join(text.get_text() for text in axis.texts) if not (axis.get_title() or over) else ""
+        found.append(": ".join(part for part in (axis.get_title(), over, lines, written) if part))
+    return "; ".join(" ".join(words.split()) for words in found if words)
 
 
 def crack_inset(mask, side=56):

@@ -46,37 +46,50 @@ def interpolated(start, end, share):
     return model.eval()
 
 
-class _PictureSlider(widgets.VBox):
-    """A picture to choose, a slider, what it shows, a line of numbers, and a place for what went wrong."""
+class Shown(widgets.VBox):
+    """Controls, and below them a picture, a line of words and a place for what went wrong; see `make`."""
+
+    def __init__(self, controls):
+        self.image = widgets.Image(format="png", layout={"width": "100%", "max_width": "900px"})
+        self.line, self.message = widgets.HTML(), widgets.HTML()
+        self.image.add_class("shown-picture")
+        self.line.add_class("shown-line")
+        self.message.add_class("shown-message")
+        super().__init__([*controls, self.image, self.line, self.message])
+
+    def make(self):
+        """Return the picture (H, W, 3) uint8 and the words that the controls ask for."""
+        raise NotImplementedError
+
+    def attempt(self):
+        """Show what the controls ask for; should it fail, say why in words and leave the picture as it is."""
+        try:
+            picture, words = self.make()
+            self.image.value, self.line.value, self.message.value = encode_png(picture), html.escape(words), ""
+        except Exception as error:  # of whatever kind: nobody would see it in a kernel's log
+            self.message.value = f'<span role="status" style="color:#b00020">{html.escape(str(error))}</span>'
+
+
+class _PictureSlider(Shown):
+    """A picture to choose and a slider."""
 
     def __init__(self, samples, controls, slider):
         if not samples:
             raise ValueError("at least one sample is wanted, got none")
-        self.samples = list(samples)
+        self.samples, self.slider = list(samples), slider
         names = [(f"{sample.name} ({sample.source})", i) for i, sample in enumerate(self.samples)]
-        style = {"description_width": "68px"}
-        self.picture = widgets.Dropdown(description="Picture", options=names, value=0, style=style,
+        self.picture = widgets.Dropdown(description="Picture", options=names, value=0,
                                         tooltip="which picture the networks see")
-        self.slider, self.image = slider, widgets.Image(format="png", layout={"width": "100%", "max_width": "900px"})
-        self.line, self.message = widgets.HTML(), widgets.HTML()
-        self.image.add_class("slider-picture")
-        self.line.add_class("slider-line")
+        controls = (self.picture, *controls)
         for control in (*controls, slider):
             control.style.description_width = "68px"
-        super().__init__([widgets.HBox([self.picture, *controls], layout={"flex_flow": "row wrap"}), slider,
-                          self.image, self.line, self.message])
+            control.observe(lambda _: self.attempt(), "value")
+        super().__init__([widgets.HBox(controls, layout={"flex_flow": "row wrap"}), slider])
         self.add_class("picture-slider")
-        for control in (self.picture, *controls, slider):
-            control.observe(lambda _: self._attempt(), "value")
-        self._attempt()
+        self.attempt()
 
-    def _attempt(self):
-        """Show what the controls ask for; should it fail, say why in words and leave the picture as it is."""
-        try:
-            picture, words = self.view(self.slider.value)
-            self.image.value, self.line.value, self.message.value = encode_png(picture), html.escape(words), ""
-        except Exception as error:  # of whatever kind: nobody would see it in a kernel's log
-            self.message.value = f'<span role="status" style="color:#b00020">{html.escape(str(error))}</span>'
+    def make(self):
+        return self.view(self.slider.value)
 
     def grid(self, values=(0, 0.5, 1), width=5.0):
         """The widget on paper: what it shows at some positions of the slider, below each other.

@@ -23,9 +23,13 @@ nav.series { display: flex; justify-content: space-between; gap: 1rem; max-width
   padding: 0 1rem; font: 0.95rem/1.4 sans-serif } nav.series a { color: #0060a8 }
 .jp-RenderedHTMLCommon table { display: block; overflow-x: auto; max-width: 100% }
 .jp-RenderedImage img { max-width: 100%; height: auto }
+.jp-InputArea-editor .highlight pre { white-space: pre-wrap; overflow-wrap: anywhere }
 @media (max-width: 700px) { .jp-InputPrompt, .jp-OutputPrompt, .jp-InputCollapser, .jp-OutputCollapser { display: none }
   body.jp-Notebook { padding: 0.3rem } .jp-Cell { padding-left: 0; padding-right: 0 } }
 </style>{% endblock %}
+{% block data_jpg scoped %}<div class="jp-RenderedImage jp-OutputArea-output"><img
+ src="data:image/jpeg;base64,{{ output.data['image/jpeg'] }}" alt="{{ output | get_metadata('alt', 'image/jpeg')
+ | escape_html }}"></div>{% endblock %}
 {% block body_header %}{{ super() }}{{ resources.series }}{% endblock %}
 {% block body_footer %}{{ resources.series }}{{ super() }}{% endblock %}
 """

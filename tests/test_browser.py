@@ -1,4 +1,4 @@
-"""The explorer in a real browser: Voila on the app, JupyterLab on a notebook, slid by keyboard."""
+"""The widgets in a real browser: Voila on the app, JupyterLab on three notebooks, by keyboard."""
 
 import contextlib
 import json
@@ -11,12 +11,14 @@ import sys
 import time
 import urllib.request
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.project import ROOT
 
 APP = ROOT / "app" / "explorer.ipynb"
-NOTEBOOK = ROOT / "notebooks" / "03_cam_inspection.ipynb"  # what JupyterLab runs
+PNG = "89504e47"  # how a PNG starts, in hexadecimal digits
 SECONDS = 120  # for each thing that is waited for; a notebook may run for five times as long
 FETCH = """async image => {
     const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
@@ -100,7 +102,7 @@ def use_explorer(page):
         return explorer.locator(".cam-line").inner_text()
 
     bytes_before, line_before = changed(page, picture, ""), changed(page, line, "")
-    assert bytes.fromhex(bytes_before).startswith(b"\x89PNG")
+    assert bytes_before.startswith(PNG)
     handle = explorer.locator(".noUi-handle-lower").first
     handle.focus()
     low = float(handle.get_attribute("aria-valuenow"))
@@ -137,16 +139,62 @@ def test_voila_on_the_app(tmp_path, page):
     assert ours == [] and len(page.complaints) <= 2
 
 
-def test_jupyterlab_on_a_notebook(tmp_path, page):
-    shutil.copy(NOTEBOOK, tmp_path)  # JupyterLab saves what it runs
+def use_slider(page):
+    """Slide in the first picture with a slider by keyboard; the picture must follow."""
+    page.locator("img.shown-picture").first.wait_for(timeout=5000 * SECONDS)
+    widget = page.locator(".picture-slider").first
+
+    def picture():
+        return widget.locator("img.shown-picture").evaluate(FETCH)
+
+    before = changed(page, picture, "")
+    widget.locator(".noUi-handle").first.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    slid = changed(page, picture, before)
+    widget.get_by_label("Picture").select_option(index=1)
+    changed(page, picture, slid)
+    assert "dB" in widget.locator(".shown-line").inner_text()
+    assert widget.locator(".shown-message").inner_text().strip() == ""
+
+
+def use_divider_and_upload(page, photograph):
+    """Drag the divider, then upload a file: its name and its noise must be said, the result shown."""
+    use_slider(page)
+    upload = page.locator(".upload").first
+    with page.expect_file_chooser() as chooser:
+        upload.get_by_role("button").press("Enter")
+    chooser.value.set_files(photograph)
+    line = changed(page, upload.locator(".shown-line").inner_text, "")
+    assert line.startswith(f"{photograph.name}: estimated noise") and f"{photograph.stem}-denoised" in line
+    assert upload.locator("img.shown-picture").evaluate(FETCH).startswith(PNG)
+    assert upload.locator(".shown-message").inner_text().strip() == ""
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    """A small photograph; what notebook 05 makes of it is removed from build/ afterwards."""
+    path = tmp_path / f"browser-{secrets.token_hex(4)}.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(60, 190, (160, 240, 3), np.uint8)).save(path)
+    yield path
+    for left in (ROOT / "build").glob(f"{path.stem}-denoised*.png"):
+        left.unlink()
+
+
+@pytest.mark.parametrize("name", ["03_cam_inspection", "04_custom_loss", "05_comparison"])
+def test_jupyterlab_on_a_notebook(tmp_path, page, photograph, name):
+    use = {"03_cam_inspection": use_explorer, "04_custom_loss": use_slider,
+           "05_comparison": lambda page: use_divider_and_upload(page, photograph)}[name]
+    notebook = ROOT / "notebooks" / f"{name}.ipynb"
+    shutil.copy(notebook, tmp_path)  # JupyterLab saves what it runs
     with server("jupyterlab", "--ip=127.0.0.1", "--allow-root", "--IdentityProvider.token={token}",
                 "--ServerApp.root_dir=.", folder=tmp_path) as (address, token):
-        page.goto(f"{address}/lab/tree/{NOTEBOOK.name}?token={token}")
+        page.goto(f"{address}/lab/tree/{notebook.name}?token={token}")
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
         page.locator("#jp-main-statusbar").get_by_text(") | Idle").wait_for()  # without a kernel it would ask for one
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        use_explorer(page)
+        use(page)
         assert page.locator(".jp-OutputArea-output[data-mime-type*=stderr], .jp-RenderedText[data-mime-type*=error]"
                             ).count() == 0
     assert page.complaints == []

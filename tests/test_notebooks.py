@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 
 import nbformat
 import pytest
@@ -145,6 +146,34 @@ def test_results_table_has_no_mean_over_fewer_sources():
     lines = [line.split() for line in results_table(rows).splitlines()]
     assert lines[1:] == [["a", "20.00", "-", "-"], ["b", "21.00", "23.00", "22.00"]]
     assert results_table([]) == ""
+
+
+def tables(nb):
+    """Everything that `nb` says in words and numbers, a string per output."""
+    return ["".join(output.get("text", "")) + output.get("data", {}).get("text/markdown", "")
+            for cell in nb.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def test_two_runs_say_the_same_to_the_last_digit(monkeypatch):
+    monkeypatch.delenv("CRACK_PHOTOS", raising=False)
+    path, = (notebooks.ROOT / "notebooks").glob("05*.ipynb")  # nothing in it is trained for so and so many seconds
+    first, second = nbformat.read(path, as_version=4), nbformat.read(path, as_version=4)
+    for nb in (first, second):
+        notebooks.execute(nb, path.parent)
+    assert sum("|" in text for text in tables(first)) >= 5
+    assert tables(first) == tables(second)
+
+
+def test_pages_say_what_a_figure_shows(tmp_path):
+    write(tmp_path / "notebooks", "import matplotlib.pyplot as plt\nfrom helpers.plots import use_small_figures\n"
+          "use_small_figures()\nplt.plot([1, 2])\nplt.xlabel('steps \"so far\"'); plt.ylabel('loss');")
+    assert call("run", tmp_path) == 0
+    page = (tmp_path / "build" / "html" / "07_small.html").read_text(encoding="utf-8")
+    found = []
+    reader = HTMLParser()
+    reader.handle_starttag = lambda tag, attributes: tag == "img" and found.append(dict(attributes)["alt"])
+    reader.feed(page)
+    assert found == ['loss over steps "so far"']
 
 
 def test_page_opens_in_a_browser_without_a_network(tmp_path, browser):
