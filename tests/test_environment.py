@@ -1,6 +1,8 @@
 """pyproject.toml, environment.yml and constraints.txt say the same, and CITATION.cff names the same version."""
 
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -66,3 +68,9 @@ def test_citation_names_this_version():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {PROJECT['version']}\n" in citation
     assert f"\nlicense: {PROJECT['license']}\n" in citation
+
+
+def test_all_code_passes_the_linter():
+    ruff = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise",
+                           *("helpers", "scripts", "tests", "app", "notebooks")], cwd=ROOT, capture_output=True, text=True)
+    assert ruff.returncode == 0, ruff.stdout + ruff.stderr
