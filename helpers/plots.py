@@ -129,7 +129,7 @@ def table(rows, columns, digits=2):
     def cell(value):
         if value is None or (isinstance(value, float) and not np.isfinite(value)):
             return "–"
-        return f"{value:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
+        return f"{round(value, digits) + 0.0:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(cell(row.get(key)) for key in columns) + " |" for row in rows]
     return Markdown("\n".join(lines))

@@ -71,6 +71,7 @@ def test_citation_names_this_version():
 
 
 def test_all_code_passes_the_linter():
-    ruff = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise",
-                           *("helpers", "scripts", "tests", "app", "notebooks")], cwd=ROOT, capture_output=True, text=True)
+    folders = ("helpers", "scripts", "tests", "app", "notebooks")
+    ruff = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", *folders],
+                          cwd=ROOT, capture_output=True, text=True)
     assert ruff.returncode == 0, ruff.stdout + ruff.stderr
