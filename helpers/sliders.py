@@ -107,7 +107,8 @@ class _PictureSlider(Shown):
         return figure
 
 
-def _as_uint8(picture):
+def as_uint8(picture):
+    """Return a picture in [0, 1], (H, W, 3) or torch (3, H, W), as (H, W, 3) uint8; what lies outside is clipped."""
     return np.uint8(as_picture(picture, clip=True) * 255 + 0.5)
 
 
@@ -141,7 +142,7 @@ class WeightWalk(_PictureSlider):
         y, x, side = crack_inset(sample.mask.numpy())
         zoom = sample.clean.shape[-1] // side
         columns = []
-        for picture in map(_as_uint8, (sample.noisy, output, sample.clean)):
+        for picture in map(as_uint8, (sample.noisy, output, sample.clean)):
             inset = picture[y:y + side, x:x + side].repeat(zoom, 0).repeat(zoom, 1)
             wide = np.full((inset.shape[0], picture.shape[1], 3), 255, np.uint8)
             wide[:, :inset.shape[1]] = inset
@@ -185,7 +186,7 @@ class Divider(_PictureSlider):
     @torch.inference_mode()
     def _run(self, name, index, sigma):
         output = self.models[name](self._noisy(index, sigma)[None])[0]
-        return _as_uint8(output), psnr(output, self.samples[index].clean)
+        return as_uint8(output), psnr(output, self.samples[index].clean)
 
     def view(self, place):
         """The picture (H, W, 3) uint8 with the divider at `place` in [0, 1], and its numbers in words."""
@@ -195,7 +196,7 @@ class Divider(_PictureSlider):
         cut = round(place * left.shape[1])
         both = np.hstack([left[:, :cut], right[:, cut:]])
         both[:, max(0, cut - 1):cut + 1] = 255
-        noisy, clean = _as_uint8(self._noisy(index, sigma)), _as_uint8(self.samples[index].clean)
+        noisy, clean = as_uint8(self._noisy(index, sigma)), as_uint8(self.samples[index].clean)
         gap = np.full((both.shape[0], 6, 3), 255, np.uint8)
         words = f"left {self.left.value} {left_db:.2f} dB, right {self.right.value} {right_db:.2f} dB"
         return np.hstack([noisy, gap, both, gap, clean]), words

@@ -5,11 +5,10 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import ipywidgets as widgets
-import numpy as np
 import torch
 
 from helpers.photos import read_photo
-from helpers.sliders import Shown
+from helpers.sliders import Shown, as_uint8
 
 WIDEST = 1800  # pixels of what is sent back to the browser
 
@@ -44,7 +43,7 @@ class Upload(Shown):
             except ValueError as error:
                 raise ValueError(str(error).replace(str(path), name)) from None
         picture, words = self.treat(torch.from_numpy(photo).permute(2, 0, 1), name)
-        picture = np.uint8(255 * np.clip(picture, 0, 1) + 0.5)
+        picture = as_uint8(picture)
         if picture.shape[1] > WIDEST:
             height = max(1, round(picture.shape[0] * WIDEST / picture.shape[1]))
             picture = cv2.resize(picture, (WIDEST, height), interpolation=cv2.INTER_AREA)
