@@ -68,7 +68,7 @@ def notebooks_part():
     term, trick = losses["winner"], losses["rival"]
     answers["04"] = (f"Not better than an old trick: at 2 % more error the best term (*{term}*) brings back "
                      f"{gap[term]:.0f} % of the missing detail, {trick} {gap[trick]:.0f} %; pushing the "
-                     "network to where the ViT looks is in no comparison better at the crack than pushing it elsewhere.")
+                     "network to where the ViT looks is in no comparison better at a crack than pushing it elsewhere.")
     best = max(photos, key=photos.get)
     ahead = {other: f"{photos[best] - photos[other]:+.2f}" for other in ("unet", "bm3d")}
     answers["05"] = (f"{best} is best on real photographs with {photos[best]:.2f} dB: {ahead['unet']} from the plain "
