@@ -15,7 +15,8 @@ class Recipe:
         batch_size: crops per step.
         crop: side of the square crops in pixels.
         sigma: noise, standard deviation on the 0..255 scale; a number or a (low, high) range drawn per crop.
-        lr: AdamW's peak learning rate.
+        lr: the optimizer's peak learning rate.
+        optimizer: "adamw" or "muon" (`helpers.optim.make_optimizer`).
         colour: share of the crops whose colours are changed (`helpers.crops.Crops`).
         everyday: share of the crops cut from photographs of everyday things (`helpers.pools.everyday_pool`), 0..0.4.
         start: name of the recipe whose weights it starts from, or None.
@@ -32,6 +33,7 @@ class Recipe:
     crop: int = 64
     sigma: float | tuple = (5, 60)
     lr: float = 1e-3
+    optimizer: str = "adamw"
     colour: float = 0.0
     everyday: float = 0.15
     start: str | None = None
@@ -62,21 +64,28 @@ RECIPES = {
     # On validation the first 8000 steps washed out a blue floor: the last ones see changed colours.
     "unet_blind": Recipe("UNet", UNET, steps=8000, start="unet_photos_only", shipped=False),
     "unet_colour": Recipe("UNet", UNET, steps=3000, start="unet_blind", lr=5e-4, colour=0.5, seed=1, shipped=False),
-    # Larger crops: less of what it learns is about a crop's edges.
-    "unet": Recipe("UNet", UNET, steps=7000, batch_size=5, crop=128, start="unet_colour", lr=5e-4, colour=0.25, seed=2),
+    # Larger crops: less of what it learns is about a crop's edges. The hybrids start from these weights.
+    "unet_start": Recipe("UNet", UNET, steps=7000, batch_size=5, crop=128, start="unet_colour", lr=5e-4, colour=0.25,
+                         seed=2),
+    # Which optimizer goes on from there? MUONWORDS
+    **{f"unet_try_{name}": Recipe("UNet", UNET, steps=700, batch_size=5, crop=128, start="unet_start", lr=lr,
+                                  optimizer=name, colour=0.25, seed=77, shipped=False)
+       for name, lr in (("adamw", 2e-4), ("muon", 3e-4))},
+    "unet": Recipe("UNet", UNET, steps=8000, batch_size=8, crop=128, start="unet_start", lr=5e-4, optimizer="muon",
+                   colour=0.25, seed=6),
     # 42 photographs of everyday things more (EVERYDAY_PHOTOS) in place of drawn surfaces: no better on validation.
-    "unet_everyday": Recipe("UNet", UNET, steps=1500, batch_size=5, crop=128, start="unet", lr=4e-4, colour=0.25,
+    "unet_everyday": Recipe("UNet", UNET, steps=1500, batch_size=5, crop=128, start="unet_start", lr=4e-4, colour=0.25,
                             everyday=0.25, seed=4, shipped=False),
     # Crops as large as the train tiles allow with some room to move: the ViT looks at the whole picture.
     "hybrid_classic": Recipe("HybridViTUNet", {"width": 32}, steps=2600, batch_size=3, crop=192,
-                             start="unet", lr=5e-4, colour=0.25, seed=3),
+                             start="unet_start", lr=5e-4, colour=0.25, seed=3),
     # Which tokens, joined how? Equal budgets from one start. MSE on validation, real sources, against the U-Net they
     # start from, in per cent: attention +0.3, the others +0.7 (all lose something to the restart).
     **{f"hybrid_try_{name}": Recipe("HybridViTUNet", {"width": 32, **options}, steps=600, batch_size=3, crop=192,
-                                    start="unet", lr=5e-4, colour=0.25, seed=3, shipped=False)
+                                    start="unet_start", lr=5e-4, colour=0.25, seed=3, shipped=False)
        for name, options in JOINS_TRIED.items()},
     "hybrid": Recipe("HybridViTUNet", {"width": 32, **JOINS_TRIED["attention"]}, steps=4500, batch_size=3, crop=192,
-                     start="unet", lr=4e-4, colour=0.25, seed=5),
+                     start="unet_start", lr=4e-4, colour=0.25, seed=5),
     "segmenter": Recipe("CrackSegmenter", {"width": 16}, steps=800, batch_size=8, crop=128, sigma=0,
                         objective="segment"),
 }

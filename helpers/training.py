@@ -24,6 +24,7 @@ from helpers.checkpoints import RunState, load
 from helpers.data import Crops, drawn_pool, everyday_pool, open_dataset, photo_pool
 from helpers.denoise import denoise
 from helpers.metrics import legibility_ap, psnr
+from helpers.optim import ema_update, learning_rate, make_optimizer
 from helpers.project import data_dir, env_path, pick_device, provenance, set_seed
 from helpers.recipes import RECIPES, start_of
 
@@ -34,18 +35,6 @@ SHEETS = 600  # drawn surfaces of 512 x 512 that a training's crops are cut from
 
 class TrainingError(RuntimeError):
     """Training had to stop: the message says at which step and why."""
-
-
-def learning_rate(progress, peak, warmup=0.05):
-    """Return the rate at `progress` (0..1) of the run: linear warm-up, then a cosine down to a hundredth of `peak`.
-
-    Example:
-        >>> [round(learning_rate(p, 1.0), 3) for p in (0, 0.05, 0.525, 1)]
-        [0.0, 1.0, 0.505, 0.01]
-    """
-    if progress < warmup:
-        return peak * progress / warmup
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))))
 
 
 def bfloat16_is_fast(device):
@@ -78,15 +67,6 @@ def make_accelerator():
                        dataloader_config=DataLoaderConfiguration(split_batches=True))
 
 
-def ema_update(decay):
-    """Return the update of an exponential moving average whose decay grows as (1 + n) / (10 + n) up to `decay`."""
-    @torch.no_grad()
-    def update(averaged, current, count):
-        keep = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averaged, current, 1 - keep)
-    return update
-
-
 def validate(model, dataset):
     """Return the mean PSNR in dB of `model` over the Samples of `dataset`: per source, and their mean as "psnr"."""
     scores = defaultdict(list)
@@ -98,8 +78,8 @@ def validate(model, dataset):
 
 def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, loss=None, lr=1e-3, weight_decay=1e-4,
         clip=1.0, ema=0.999, every=None, folder=None, score=validate, forward=None, workers=0, precision="auto",
-        seed=0, progress=True):
-    """Train `model` in place with AdamW, warm-up and cosine, gradient clipping and a moving average of the weights.
+        optimizer="adamw", seed=0, progress=True):
+    """Train `model` in place: warm-up and cosine, gradient clipping, a moving average of the weights.
 
     Args:
         model: a network called as ``model(noisy)``; only parameters that require a gradient are trained.
@@ -110,7 +90,8 @@ def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, lo
         batch_size: pictures per step over all processes together; a multiple of their number.
         loss: ``loss(denoised, clean)``, mean squared error where None; its ``parts`` (dict of floats), where it has
             them, are logged.
-        lr, weight_decay, clip, ema: AdamW's peak rate and decay, largest gradient norm, decay of the average (0: none).
+        lr, weight_decay, clip, ema: the optimizer's peak rate and decay, largest gradient norm, decay of the average
+            (0: none).
         every: steps per line of the history (a twentieth of the run where None).
         folder: where the run is kept (state.safetensors, best.safetensors), written with every line of the history; a
             run found there goes on where it stopped.
@@ -118,6 +99,7 @@ def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, lo
         forward: ``forward(model, sample) -> loss tensor`` for networks that are no denoisers; `loss` is then unused.
         workers: processes that prepare batches (0: none).
         precision: of the training step: "bf16" (autocast), "no", or "auto": bf16 where the hardware has it.
+        optimizer: "adamw" or "muon", see `helpers.optim.make_optimizer`.
         seed: of torch's, numpy's and Python's global generators; the pictures' order is `train`'s own.
         progress: show a bar when a person watches.
 
@@ -129,7 +111,8 @@ def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, lo
     Raises:
         TrainingError: the loss or its gradient is not finite (says at which step; `folder` keeps the last good state).
         CheckpointError: `folder` holds a run of another network or other settings.
-        ValueError: a batch that the processes cannot share, too few pictures for the steps, no such precision.
+        ValueError: a batch that the processes cannot share, too few pictures for the steps, no such precision
+            or optimizer.
     """
     steps = len(train) // max(batch_size, 1) if steps is None else steps
     accelerator = make_accelerator()
@@ -139,9 +122,9 @@ def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, lo
     set_seed(seed)
     model.to(device, memory_format=torch.channels_last)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "optimizer": optimizer}
+    optimizer = make_optimizer(optimizer, parameters, lr, weight_decay)
     average = AveragedModel(model, multi_avg_fn=ema_update(ema), use_buffers=False) if ema else None
-    settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     state = RunState(folder, model, average, optimizer, settings) if folder else None
     start, history, best = state.restore() if state else (0, [], -math.inf)  # every process reads, the main one writes
     loader = DataLoader(Subset(train, range(start * batch_size, steps * batch_size)), batch_size=batch_size,
@@ -271,10 +254,10 @@ def train(name, workers=0, progress=True):
     crops, valid, data = training_data(recipe)
     folder = data_dir() / "runs" / name
     segment = recipe.objective == "segment"
-    every = max(min(250, recipe.steps), recipe.steps // 6)
+    every = max(min(250, recipe.steps), recipe.steps // 16)
     history = fit(model, crops, valid, batch_size=recipe.batch_size, lr=recipe.lr, every=every, folder=folder,
                   score=segmentation_score if segment else validate, forward=_segmentation_loss if segment else None,
-                  workers=workers, seed=recipe.seed, progress=progress)
+                  workers=workers, optimizer=recipe.optimizer, seed=recipe.seed, progress=progress)
     card = {"architecture": recipe.architecture, "arguments": recipe.arguments, "recipe": asdict(recipe), "data": data,
             "metrics": {"valid": history[-1]}, "history": history, **provenance(f"make train ONLY={name}", recipe.seed)}
     if hasattr(model, "vit_card"):

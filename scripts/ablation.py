@@ -156,7 +156,7 @@ def compare_joins():
     """
     names = {name: f"hybrid_try_{name}" for name in JOINS_TRIED}
     found = [name for name, file in names.items() if checkpoints.checkpoint_path(file).is_file()]
-    models, rows = {"unet": checkpoints.load("unet")}, []
+    models, rows = {"unet": checkpoints.load("unet_start")}, []
     models |= {name: checkpoints.load(names[name]) for name in found}
     for label, photos in (("photos", env_path("CRACK_PHOTOS")), ("drawn", False)):
         dataset = open_dataset("valid", photos=photos)

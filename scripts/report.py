@@ -5,6 +5,7 @@
     python scripts/report.py surfaces                 drawn surfaces against the photographs of CRACK_PHOTOS
     python scripts/report.py student                  what the built-in ViT sees under noise, on those photographs
     python scripts/report.py photos --methods bm3d    measure only these now; the full report then finds them done
+    python scripts/report.py photos --methods unet --into    and put them into the results that there are
 
 Each method's figures are kept in data/cache/report/ until the method, its parameters or its weights change, so a
 report that was stopped goes on where it was.
@@ -30,13 +31,13 @@ from helpers.denoise import denoise
 from helpers.filters import FILTERS, GRIDS, search
 from helpers.intervals import ratio_of_means
 from helpers.metrics import evaluate_picture, legibility_ap
-from helpers.project import atomic_path, data_dir, env_path, provenance, save_results, write_json
+from helpers.project import atomic_path, data_dir, env_path, load_results, provenance, save_results, write_json
 
 SIGMAS = (15, 25, 50)
 KEPT = ("mse", "ssim", "sharpness", "sharpness_clean", "aligned_numerator", "aligned_denominator", "mse_crack",
         "mse_rest", "legibility", "legibility_outside")
-DENOISERS = ("dense", "dense_skip", "conv", "unet", "hybrid_classic", "hybrid", "hybrid_regional", "hybrid_frequency",
-             "hybrid_frequency_hf", "hybrid_wavelet", "hybrid_cam")
+DENOISERS = ("dense", "dense_skip", "conv", "unet_start", "unet", "hybrid_classic", "hybrid", "hybrid_regional",
+             "hybrid_frequency", "hybrid_frequency_hf", "hybrid_wavelet", "hybrid_cam")
 
 
 def numpy_picture(tensor):
@@ -141,8 +142,11 @@ def rows_of(method, sigma, items, columns):
     return [*rows, {"method": method, "source": "mean", "sigma": sigma, "n": len(items), **mean}]
 
 
-def report(name, photos, only=None, sigmas=SIGMAS, skip=()):
-    """Measure the test set (built-in, or `photos`) at every sigma; write results `name` when complete."""
+def report(name, photos, only=None, sigmas=SIGMAS, skip=(), into=False):
+    """Measure the test set (built-in, or `photos`) at every sigma; write results `name` when complete.
+
+    With `only` nothing is written, or, `into` the results that there are, the rows of these methods (`merged`).
+    """
     rows, per_item, parameters, items = [], {}, {}, None
     for sigma in sigmas:
         read, reader_key = reader() if sigma == 50 else (None, None)  # crack legibility: at the standard noise
@@ -161,10 +165,35 @@ def report(name, photos, only=None, sigmas=SIGMAS, skip=()):
             rows += rows_of(method, sigma, items, columns)
             per_item[f"{method}|{sigma}"] = columns
             print(f"{method:14} sigma {sigma:2}  {rows[-1]['psnr']:6.2f} dB  SSIM {rows[-1]['ssim']:.3f}", flush=True)
+    command = " ".join(["python scripts/report.py", name, *(["--skip", *map(repr, skip)] if skip else []),
+                        *(["--methods", *only, "--into"] if into else [])])
     if not only:
-        command = " ".join(["python scripts/report.py", name, *(["--skip", *map(repr, skip)] if skip else [])])
         save_results(name, {**provenance(command, 0), "parameters": parameters,
                             "rows": rows, "items": [list(item) for item in items], "per_item": per_item})
+    elif into:
+        note = {**provenance(command, 0), "methods": only}
+        save_results(name, merged(load_results(name), rows, per_item, note, by=("method", "sigma")))
+
+
+def merged(results, rows, per_item, note, by=("method",)):
+    """Return `results` with the rows and figures of some methods replaced or added, and `note` among its "updates".
+
+    Rows are the same where they have the same values `by`. "noisy", measured again among them, must have the error
+    that it had.
+
+    Raises:
+        ValueError: the results are of other pictures or another noise.
+    """
+    def error(figures):
+        return figures.get("mse") if isinstance(figures, dict) else figures
+
+    noisy = [key for key in per_item if "noisy" in key.split("|")]
+    if not noisy or any(error(per_item[key]) != error(results["per_item"].get(key)) for key in noisy):
+        raise ValueError("these results are of other pictures or other noise: measure all methods anew")
+    new = {tuple(row[name] for name in by) for row in rows}
+    kept = [row for row in results["rows"] if tuple(row[name] for name in by) not in new]
+    return {**results, "updates": [*results.get("updates", []), note], "rows": kept + rows,
+            "per_item": results["per_item"] | per_item}
 
 
 def content_key(samples):
@@ -195,10 +224,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("baselines", "photos", "student", "surfaces"))
     parser.add_argument("--methods", nargs="+", help="measure only these now; nothing is written to data/results")
+    parser.add_argument("--into", action="store_true", help="with --methods: put them into the results that there are")
     parser.add_argument("--skip", nargs="+", default=[], metavar="METHOD|SIGMA", help='leave out, such as "bm3d|15"')
     parser.add_argument("--teacher", default=TEACHER,
                         help="folder or Hub name of the student's teacher (default: DENOISE_TEACHER, else %(default)s)")
     options = parser.parse_args()
+    if options.into:  # the noisy picture shows that the results are of the same pictures and noise
+        options.methods = ["noisy", *(options.methods or parser.error("--into wants --methods"))]
     photos = env_path("CRACK_PHOTOS")
     if options.what != "baselines" and not photos:
         parser.error("set CRACK_PHOTOS to a folder of photographs")
@@ -207,9 +239,9 @@ def main():
     elif options.what == "student":
         report_student(photos, options.teacher)
     elif options.what == "photos":
-        report("photos", photos, options.methods, skip=options.skip)
+        report("photos", photos, options.methods, skip=options.skip, into=options.into)
     else:  # BM3D takes seconds a picture and needs a package that not everybody may use: photographs only
-        report("baselines", False, options.methods, sigmas=(50,), skip=["bm3d|50"])
+        report("baselines", False, options.methods, sigmas=(50,), skip=["bm3d|50"], into=options.into)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ TRAIN_TILES = 240  # spread over the sources; those with a crack among them choo
 SETTING = "shared direction, " + ", ".join(name.split()[1] for name in LAYERS)
 STAGES = ("encoder 3", "bottleneck", "decoder 2")
 RANDOM_SEEDS = (0, 1, 2)
+CHECKPOINTS = {"unet": "unet_start", "hybrid": "hybrid"}  # the U-Net is the one that the hybrid started from
 
 
 class Work:
@@ -54,8 +55,8 @@ class Work:
         self.photos, self.teacher = env_path("CRACK_PHOTOS"), teacher
         self.sets = {"photos": self.photos, "built-in": False}
         self.networks = {"teacher": open_vit(teacher), "student": open_vit()}
-        self.networks |= {name: load(name) for name in ("unet", "hybrid") if name in checkpoint_names()}
-        self.digests = {name: getattr(model, "sha256", None) or sha256(checkpoint_path(name))
+        self.networks |= {name: load(file) for name, file in CHECKPOINTS.items() if file in checkpoint_names()}
+        self.digests = {name: getattr(model, "sha256", None) or sha256(checkpoint_path(CHECKPOINTS[name]))
                         for name, model in self.networks.items()}
         self._samples = {}
 
@@ -192,9 +193,10 @@ class Work:
     def sanity(self):
         """Return the rows of the sanity check on 30 tiles spread over the test set."""
         samples = self.samples("photos")[::max(1, len(self.samples("photos")) // 30)]
+        unets = randomised_unets(load(CHECKPOINTS["unet"]))
         return self.kept("sanity", samples, lambda: [
             {"network": "student", **row} for row in sanity(samples, randomised_vits(None), "block 5")] + [
-            {"network": "unet", **row} for row in sanity(samples, randomised_unets(load("unet")), "encoder 2")],
+            {"network": "unet", **row} for row in sanity(samples, unets, "encoder 2")],
             models=[self.digests["student"], self.digests["unet"]])
 
 

@@ -1,12 +1,14 @@
 """Write data/results/comparison.json: what photos.json and baselines.json do not have.
 
     CRACK_PHOTOS=... python scripts/report_comparison.py
+    CRACK_PHOTOS=... python scripts/report_comparison.py --methods unet    only these, the rest as it was
 
 Noise that no network was trained on, crack legibility of the clean pictures, the token intervention in a retrained
 hybrid, cost, and the vectors that say whether a photograph is like those trained on. Kept in data/cache/report/ like
 all reports, so that a stopped one goes on.
 """
 
+import argparse
 import subprocess
 import sys
 from functools import partial
@@ -16,7 +18,7 @@ import torch
 from bench import peak_memory
 from cam_interventions import replace_tokens
 from cam_rows import loss_rows
-from report import DENOISERS, cached, content_key, measure_legibility, numpy_picture, reader
+from report import DENOISERS, cached, content_key, measure_legibility, merged, numpy_picture, reader
 from skimage.restoration import estimate_sigma
 from tqdm import tqdm
 
@@ -27,7 +29,7 @@ from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.filters import FILTERS
 from helpers.metrics import psnr
-from helpers.project import env_path, provenance, save_results
+from helpers.project import env_path, load_results, provenance, save_results
 from helpers.unseen import UNSEEN, Familiar, mean_tokens
 from helpers.vit import open_vit
 
@@ -67,21 +69,22 @@ def tested(samples, make, function):
     return [round(psnr(function(make(s.clean, s.name)), s.clean), 4) for s in samples]
 
 
-def unseen_rows(sets):
-    """Return rows of PSNR in dB per method, noise and source, and the values per picture."""
+def unseen_rows(sets, only=None):
+    """Return rows of PSNR in dB per method, noise and source, and the values per picture; of the methods `only`."""
     rows, per_item = [], {}
     for which, samples in sets.items():
         source = np.array([sample.source for sample in samples])
         content = content_key(samples)
         for name, key, function in methods():
-            for noise, make in UNSEEN.items():
+            for noise, make in UNSEEN.items() if not only or name in only else ():
                 values = cached({"unseen": noise, "method": name, **key, "content": content,
                                  "names": [s.name for s in samples]}, partial(tested, samples, make, function))
                 words = {"method": name, "set": which, "noise": noise}
                 rows += [{**words, "source": kind, "n": int((source == kind).sum()) or len(samples), "psnr": value}
                          for kind, value in with_mean(values, source).items()]
                 per_item[f"{which}|{name}|{noise}"] = values
-            print(which, name, flush=True)
+            if not only or name in only:
+                print(which, name, flush=True)
     return rows, per_item
 
 
@@ -152,12 +155,20 @@ def familiar(photos):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", help="measure only these, and put them into the results that there are")
+    options = parser.parse_args()
     photos = env_path("CRACK_PHOTOS")
     if not photos:
         sys.exit("set CRACK_PHOTOS to a folder of photographs")
     test = open_dataset("test", photos=photos)
     sets = {"photos": some(test, PER_SOURCE["photos"]),
             "built-in": some(open_dataset("test", photos=False), PER_SOURCE["built-in"])}
+    if options.methods:
+        command = f"python scripts/report_comparison.py --methods {' '.join(options.methods)}"
+        return save_results("comparison", merged(
+            load_results("comparison"), *unseen_rows(sets, {"noisy", *options.methods}),
+            {**provenance(command, 0), "methods": options.methods}))
     rows, per_item = unseen_rows(sets)
     cracked = [sample for sample in sets["photos"] if sample.mask.any()][::2]
     train = open_dataset("train", photos=photos, length=24)

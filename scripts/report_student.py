@@ -108,7 +108,7 @@ def measure_tile(sample, tokens_of, probes, mean, deviation):
 def report_student(photos, teacher):
     """Measure on all test tiles of `photos` at sigma 50 and write results "student"."""
     teacher, student = open_vit(teacher), open_vit()
-    tokens_of = Tokens(teacher, student, load("unet"))
+    tokens_of = Tokens(teacher, student, load("unet_start"))
     train = open_dataset("train", photos=photos, length=PROBE_TILES)
     kept, labels, mean, deviation = standardisation((train[i] for i in range(len(train))), tokens_of)
     print(f"{len(train)} train tiles, {labels.mean():.1%} of the patches are crack", flush=True)

@@ -43,7 +43,7 @@ TERMS = {
     **{f"cam{words}": lambda control=control: CamWeightedLoss(open_vit(), CAM_LAYER, control=control)
        for words, control in (("", None), ("_shuffled", "shuffled"), ("_random", "random"), ("_contrast", "contrast"))},
 }
-STARTS = ("hybrid", "bilinear", "unet")
+STARTS = {"hybrid": "hybrid", "bilinear": "hybrid", "unet": "unet_start"}  # the checkpoint a run begins with
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ PLAN = (
 def starting_model(start):
     """Return the network a run starts from; "bilinear": the hybrid with upsampling that has to be learnt anew."""
     if start != "bilinear":
-        return checkpoints.load(start)
+        return checkpoints.load(STARTS[start])
     hybrid, card = checkpoints.load("hybrid"), checkpoints.read_card("hybrid")
     set_seed(0)
     model = checkpoints.build(card["architecture"], {**card["arguments"], "upsample": "bilinear"})
@@ -104,7 +104,7 @@ def train_run(run, workers=0):
     history = fit(model, crops, None, batch_size=recipe.batch_size, lr=recipe.lr, loss=loss, folder=folder() / run.name,
                   workers=workers, seed=run.seed, every=recipe.steps // 8)
     model = model.cpu().eval()
-    start = "hybrid" if run.start == "bilinear" else run.start
+    start = STARTS[run.start]
     arguments = {**checkpoints.read_card(start)["arguments"],
                  **({"upsample": "bilinear"} if run.start == "bilinear" else {})}
     card = {"architecture": type(model).__name__, "arguments": arguments, "history": history, "data": line,

@@ -64,7 +64,7 @@ def test_starts_are_recipes_of_the_same_network():
 
 def test_shipped_denoisers_are_blind_and_hold_what_the_project_promises():
     shipped = {name for name, recipe in RECIPES.items() if recipe.shipped}
-    assert {"dense", "conv", "unet", "segmenter"} <= shipped
+    assert {"dense", "conv", "unet_start", "unet", "segmenter"} <= shipped
     for name in shipped - {"segmenter"}:
         assert RECIPES[name].sigma == (5, 60), name
     assert RECIPES["unet"].arguments["width"] == 32 and RECIPES["unet"].data == "both"
@@ -182,5 +182,6 @@ def test_photographs_are_mixed_in_where_there_are_some(data, photographs, kind, 
 def test_without_photographs_a_start_on_photographs_is_passed_over():
     assert recipes.start_of(RECIPES["unet_blind"], photos="folder") == "unet_photos_only"
     assert recipes.start_of(RECIPES["unet_blind"], photos=None) is None
-    assert recipes.start_of(RECIPES["unet"], photos=None) == "unet_colour"
+    assert recipes.start_of(RECIPES["unet"], photos=None) == "unet_start"
+    assert recipes.start_of(RECIPES["unet_start"], photos=None) == "unet_colour"
     assert recipes.start_of(RECIPES["unet_colour"], photos=None) == "unet_blind"

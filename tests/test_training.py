@@ -139,8 +139,8 @@ def test_ctrl_c_leaves_a_state_that_resumes(tmp_path):
     assert_resumes(tmp_path / "run", tmp_path)
 
 
-@pytest.mark.parametrize("options", [{"ema": 0}, {"precision": "bf16"}, {"workers": 1}], ids=str)
-def test_resumes_without_average_in_bfloat16_and_with_workers(tmp_path, options):
+@pytest.mark.parametrize("options", [{"ema": 0}, {"precision": "bf16"}, {"workers": 1}, {"optimizer": "muon"}], ids=str)
+def test_resumes_without_average_in_bfloat16_with_workers_and_with_muon(tmp_path, options):
     broken = {**options, "workers": 0}  # the interrupt must come in this process
     with pytest.raises(KeyboardInterrupt):
         run(Changed(crops(), 8 * BATCH, interrupt), folder=tmp_path, **broken)
@@ -161,7 +161,7 @@ def test_finished_run_is_only_read(tmp_path):
     assert lines == history
 
 
-@pytest.mark.parametrize("options", [{"steps": 6}, {"lr": 1e-4}, {"seed": 3}], ids=str)
+@pytest.mark.parametrize("options", [{"steps": 6}, {"lr": 1e-4}, {"seed": 3}, {"optimizer": "muon"}], ids=str)
 def test_run_with_other_settings_is_not_gone_on_with(tmp_path, options):
     run(folder=tmp_path)
     with pytest.raises(CheckpointError, match="'steps': 12, .*wanted"):
