@@ -64,8 +64,11 @@ def remembered(function):
     return recall
 
 
-def chosen_parameters(sigma):
-    """Return each filter's best parameters on validation pictures, drawn and (where there are some) photographs."""
+def chosen_parameters(sigma, only=None):
+    """Return each filter's best parameters on validation pictures, drawn and (where there are some) photographs.
+
+    Where methods are named, `only` the filters among them.
+    """
     photos = env_path("CRACK_PHOTOS")
     parts = [open_dataset("valid", photos=False, sigma=sigma, length=6)]
     parts += [open_dataset("valid", photos=photos, sigma=sigma, length=6)] if photos else []
@@ -73,17 +76,16 @@ def chosen_parameters(sigma):
     names = [item.name for part in parts for item in part.items]
     return {name: cached({"search": name, "grid": GRIDS[name], "sigma": sigma, "pictures": names},
                          lambda name=name: search(name, list(samples), sigma)[0][1])
-            for name in FILTERS}
+            for name in FILTERS if not only or name in only}
 
 
 def methods(sigma, only=None):
     """Yield (name, key, function of a noisy (H, W, 3) picture) for every filter and every trained denoiser."""
     yield "noisy", {}, lambda noisy: noisy
-    for name, parameters in chosen_parameters(sigma).items():
+    for name, parameters in chosen_parameters(sigma, only).items():
         function = remembered(FILTERS[name]) if name == "bm3d" else FILTERS[name]
         yield name, parameters, partial(function, sigma=sigma, **parameters)
-    names = [name for name in DENOISERS if name in checkpoint_names()]
-    for name in names:
+    for name in (name for name in DENOISERS if name in checkpoint_names() and (not only or name in only)):
         model = load(name)
         yield name, {"sha256": sha256(checkpoint_path(name))}, lambda noisy, model=model: denoise(model, noisy)
 
@@ -153,7 +155,7 @@ def report(name, photos, only=None, sigmas=SIGMAS, skip=(), into=False):
         dataset = open_dataset("test", photos=photos, sigma=sigma)
         items = dataset.items
         samples = None
-        parameters[sigma] = chosen_parameters(sigma)
+        parameters[sigma] = chosen_parameters(sigma, only)
         for method, key, function in methods(sigma, only):
             if (only and method not in only) or f"{method}|{sigma}" in skip:
                 continue
