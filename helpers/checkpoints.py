@@ -162,9 +162,9 @@ def load(name):
 
 
 class RunState:
-    """A run on disk: weights, their average, AdamW's moments and the history in one safetensors file.
+    """A run on disk: weights, their average, the optimizer's moments and the history in one safetensors file.
 
-    `settings` is a dict of what a run cannot change on its way (its steps, batch size, rate and seed).
+    `settings` is a dict of what a run cannot change on its way (its steps, batch size, rate, optimizer and seed).
     """
 
     def __init__(self, folder, model, average, optimizer, settings):
@@ -200,7 +200,7 @@ class RunState:
         with safe_open(self.path, "pt") as file:
             notes = file.metadata()
         settings = json.loads(notes.get("settings", "null"))
-        if settings not in (None, self.settings):
+        if settings is not None and {"optimizer": "adamw", **settings} != self.settings:  # once there was only that
             raise CheckpointError(f"{self.folder} holds a run with {settings}, wanted {self.settings}: "
                                   "go on with those, or remove the folder")
 

@@ -11,9 +11,10 @@ def make_optimizer(name, parameters, lr, weight_decay):
     """Return the optimizer `name` of `parameters`, a list of tensors.
 
     "adamw" is AdamW (Loshchilov and Hutter, 2019). "muon" (Jordan et al., kellerjordan.github.io/posts/muon, 2024; here
-    timm's) makes the step of each layer's kernels, as a matrix (channels out, all inputs), orthogonal, so that its weak
+    timm's) makes the step of each layer's weights, as a matrix (first axis, all others), orthogonal, so that its weak
     directions move as far as its strong ones; scaled to be as long as AdamW's (Liu et al., arXiv:2502.16982). Biases
-    and layers of fewer than four channels are left to AdamW with Nesterov's momentum, at a third of the rate.
+    and matrices with fewer than four rows or more than 128 times as many columns are left to AdamW with Nesterov's
+    momentum, at a third of the rate.
 
     Raises:
         ValueError: another name.

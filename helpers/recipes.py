@@ -68,9 +68,10 @@ RECIPES = {
     "unet_start": Recipe("UNet", UNET, steps=7000, batch_size=5, crop=128, start="unet_colour", lr=5e-4, colour=0.25,
                          seed=2),
     # Which optimizer goes on from there? MUONWORDS
-    **{f"unet_try_{name}": Recipe("UNet", UNET, steps=700, batch_size=5, crop=128, start="unet_start", lr=lr,
-                                  optimizer=name, colour=0.25, seed=77, shipped=False)
-       for name, lr in (("adamw", 2e-4), ("muon", 3e-4))},
+    "unet_try_adamw": Recipe("UNet", UNET, steps=700, batch_size=5, crop=128, start="unet_start", lr=2e-4, colour=0.25,
+                             seed=77, shipped=False),
+    "unet_try_muon": Recipe("UNet", UNET, steps=700, batch_size=5, crop=128, start="unet_start", lr=3e-4,
+                            optimizer="muon", colour=0.25, seed=77, shipped=False),
     "unet": Recipe("UNet", UNET, steps=8000, batch_size=8, crop=128, start="unet_start", lr=5e-4, optimizer="muon",
                    colour=0.25, seed=6),
     # 42 photographs of everyday things more (EVERYDAY_PHOTOS) in place of drawn surfaces: no better on validation.

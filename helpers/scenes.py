@@ -53,6 +53,8 @@ class Map(NamedTuple):
 def models_here():
     """The networks to explore whose weights are there: {"ViT": ..., "U-Net": ..., "hybrid": ...}, one at least.
 
+    The U-Net is the one that the hybrid started from, `unet_start`: its half before the ViT joined it.
+
     The ViT is the one in `DENOISE_VIT` or the built-in one; a hybrid that was trained beside another is left out.
 
     Raises:
@@ -62,7 +64,7 @@ def models_here():
     if os.environ.get("DENOISE_VIT", "").strip() or (data_dir() / "models" / BUILT_IN / "config.json").is_file():
         models["ViT"] = open_vit()
     there = checkpoint_names()
-    for name, file in {"U-Net": "unet", "hybrid": "hybrid"}.items():
+    for name, file in {"U-Net": "unet_start", "hybrid": "hybrid"}.items():
         with suppress(OtherViTError):
             models |= {name: load(file)} if file in there else {}
     if not models:

@@ -123,13 +123,13 @@ def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, lo
     model.to(device, memory_format=torch.channels_last)
     parameters = [p for p in model.parameters() if p.requires_grad]
     settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "optimizer": optimizer}
-    optimizer = make_optimizer(optimizer, parameters, lr, weight_decay)
+    stepper = make_optimizer(optimizer, parameters, lr, weight_decay)
     average = AveragedModel(model, multi_avg_fn=ema_update(ema), use_buffers=False) if ema else None
-    state = RunState(folder, model, average, optimizer, settings) if folder else None
+    state = RunState(folder, model, average, stepper, settings) if folder else None
     start, history, best = state.restore() if state else (0, [], -math.inf)  # every process reads, the main one writes
     loader = DataLoader(Subset(train, range(start * batch_size, steps * batch_size)), batch_size=batch_size,
                         num_workers=workers, pin_memory=device.type == "cuda")
-    wrapped, prepared, loader = accelerator.prepare(model, optimizer, loader)
+    wrapped, prepared, loader = accelerator.prepare(model, stepper, loader)
     loss, every = loss or nn.MSELoss(), every or max(1, steps // 20)
     forward = forward or (lambda network, sample: loss(network(sample.noisy).float(), sample.clean))
     wrapped.train()
@@ -161,7 +161,7 @@ def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, lo
         bar.update()
         last = step == steps or bool(seconds and elapsed >= seconds)
         if step % every == 0 or last:
-            line = {"step": step, "loss": total / counted, "lr": optimizer.param_groups[0]["lr"],
+            line = {"step": step, "loss": total / counted, "lr": stepper.param_groups[0]["lr"],
                     "seconds": round(elapsed, 1), **{name: part / counted for name, part in parts.items()}}
             if valid is not None and accelerator.is_main_process:
                 line.update(score(average.module if average else model, valid))
@@ -254,7 +254,7 @@ def train(name, workers=0, progress=True):
     crops, valid, data = training_data(recipe)
     folder = data_dir() / "runs" / name
     segment = recipe.objective == "segment"
-    every = max(min(250, recipe.steps), recipe.steps // 16)
+    every = max(min(250, recipe.steps), recipe.steps // 16)  # what a run that is killed loses at most
     history = fit(model, crops, valid, batch_size=recipe.batch_size, lr=recipe.lr, every=every, folder=folder,
                   score=segmentation_score if segment else validate, forward=_segmentation_loss if segment else None,
                   workers=workers, optimizer=recipe.optimizer, seed=recipe.seed, progress=progress)

@@ -80,8 +80,9 @@ def chosen_parameters(sigma, only=None):
 
 
 def methods(sigma, only=None):
-    """Yield (name, key, function of a noisy (H, W, 3) picture) for every filter and every trained denoiser."""
-    yield "noisy", {}, lambda noisy: noisy
+    """Yield (name, key, function of a noisy (H, W, 3) picture) for filters and trained denoisers, or `only` some."""
+    if not only or "noisy" in only:
+        yield "noisy", {}, lambda noisy: noisy
     for name, parameters in chosen_parameters(sigma, only).items():
         function = remembered(FILTERS[name]) if name == "bm3d" else FILTERS[name]
         yield name, parameters, partial(function, sigma=sigma, **parameters)
@@ -149,15 +150,16 @@ def report(name, photos, only=None, sigmas=SIGMAS, skip=(), into=False):
 
     With `only` nothing is written, or, `into` the results that there are, the rows of these methods (`merged`).
     """
+    wanted = {"noisy", *only} if into else set(only or ())
     rows, per_item, parameters, items = [], {}, {}, None
     for sigma in sigmas:
         read, reader_key = reader() if sigma == 50 else (None, None)  # crack legibility: at the standard noise
         dataset = open_dataset("test", photos=photos, sigma=sigma)
         items = dataset.items
         samples = None
-        parameters[sigma] = chosen_parameters(sigma, only)
-        for method, key, function in methods(sigma, only):
-            if (only and method not in only) or f"{method}|{sigma}" in skip:
+        parameters[str(sigma)] = chosen_parameters(sigma, wanted)
+        for method, key, function in methods(sigma, wanted):
+            if f"{method}|{sigma}" in skip:
                 continue
             if samples is None:
                 samples = [dataset[i] for i in range(len(dataset))]
@@ -173,36 +175,37 @@ def report(name, photos, only=None, sigmas=SIGMAS, skip=(), into=False):
         save_results(name, {**provenance(command, 0), "parameters": parameters,
                             "rows": rows, "items": [list(item) for item in items], "per_item": per_item})
     elif into:
-        note = {**provenance(command, 0), "methods": only}
-        save_results(name, merged(load_results(name), rows, per_item, note, by=("method", "sigma")))
+        results = merged(load_results(name), rows, per_item, {**provenance(command, 0), "methods": only})
+        for sigma, found in parameters.items():
+            results["parameters"][sigma] |= found
+        save_results(name, results)
 
 
-def merged(results, rows, per_item, note, by=("method",)):
-    """Return `results` with the rows and figures of some methods replaced or added, and `note` among its "updates".
+def merged(results, rows, per_item, note):
+    """Return `results` with rows and figures of the methods in `note` replaced or added; "updates" keeps the `note`.
 
-    Rows are the same where they have the same values `by`. "noisy", measured again among them, must have the error
-    that it had.
+    "noisy", measured again among them, must have the figures that it had.
 
     Raises:
-        ValueError: the results are of other pictures or another noise.
+        ValueError: the results are of other pictures, another noise or another reader; a method was not measured.
     """
-    def error(figures):
-        return figures.get("mse") if isinstance(figures, dict) else figures
-
+    if missing := sorted(set(note["methods"]) - {row["method"] for row in rows}):
+        raise ValueError(f"no method or no checkpoint {', '.join(missing)}")
     noisy = [key for key in per_item if "noisy" in key.split("|")]
-    if not noisy or any(error(per_item[key]) != error(results["per_item"].get(key)) for key in noisy):
+    if not noisy or any(per_item[key] != results["per_item"].get(key) for key in noisy):
         raise ValueError("these results are of other pictures or other noise: measure all methods anew")
-    new = {tuple(row[name] for name in by) for row in rows}
-    kept = [row for row in results["rows"] if tuple(row[name] for name in by) not in new]
+    new = {(row["method"], row.get("sigma")) for row in rows}
+    kept = [row for row in results["rows"] if (row["method"], row.get("sigma")) not in new]
     return {**results, "updates": [*results.get("updates", []), note], "rows": kept + rows,
             "per_item": results["per_item"] | per_item}
 
 
 def content_key(samples):
-    """Return a short hash of the clean pictures, so that redrawn surfaces are measured again."""
+    """Return a short hash of the pictures and their noise, so that what is drawn otherwise is measured again."""
     digest = hashlib.sha256()
     for sample in samples[:: max(1, len(samples) // 20)]:
-        digest.update(np.round(255 * sample.clean.numpy()).astype(np.uint8).tobytes())
+        for picture in (sample.clean, sample.noisy):
+            digest.update(np.round(255 * picture.numpy()).astype(np.uint8).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -231,8 +234,8 @@ def main():
     parser.add_argument("--teacher", default=TEACHER,
                         help="folder or Hub name of the student's teacher (default: DENOISE_TEACHER, else %(default)s)")
     options = parser.parse_args()
-    if options.into:  # the noisy picture shows that the results are of the same pictures and noise
-        options.methods = ["noisy", *(options.methods or parser.error("--into wants --methods"))]
+    if options.into and not (options.methods and options.what in ("baselines", "photos")):
+        parser.error("--into goes with --methods, for baselines and photos")
     photos = env_path("CRACK_PHOTOS")
     if options.what != "baselines" and not photos:
         parser.error("set CRACK_PHOTOS to a folder of photographs")

@@ -193,10 +193,10 @@ class Work:
     def sanity(self):
         """Return the rows of the sanity check on 30 tiles spread over the test set."""
         samples = self.samples("photos")[::max(1, len(self.samples("photos")) // 30)]
-        unets = randomised_unets(load(CHECKPOINTS["unet"]))
         return self.kept("sanity", samples, lambda: [
             {"network": "student", **row} for row in sanity(samples, randomised_vits(None), "block 5")] + [
-            {"network": "unet", **row} for row in sanity(samples, unets, "encoder 2")],
+            {"network": "unet", **row}
+            for row in sanity(samples, randomised_unets(load(CHECKPOINTS["unet"])), "encoder 2")],
             models=[self.digests["student"], self.digests["unet"]])
 
 

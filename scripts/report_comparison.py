@@ -34,6 +34,7 @@ from helpers.unseen import UNSEEN, Familiar, mean_tokens
 from helpers.vit import open_vit
 
 FILTERED = ("nlm", "wavelet")  # the quick ones; they are told the noise that scikit-image estimates
+TOKENS_OF = ("hybrid", "hybrid_cam")  # in these, tokens are replaced
 PER_SOURCE = {"photos": 12, "built-in": 4}
 
 
@@ -76,15 +77,16 @@ def unseen_rows(sets, only=None):
         source = np.array([sample.source for sample in samples])
         content = content_key(samples)
         for name, key, function in methods():
-            for noise, make in UNSEEN.items() if not only or name in only else ():
+            if only and name not in only:
+                continue
+            for noise, make in UNSEEN.items():
                 values = cached({"unseen": noise, "method": name, **key, "content": content,
                                  "names": [s.name for s in samples]}, partial(tested, samples, make, function))
                 words = {"method": name, "set": which, "noise": noise}
                 rows += [{**words, "source": kind, "n": int((source == kind).sum()) or len(samples), "psnr": value}
                          for kind, value in with_mean(values, source).items()]
                 per_item[f"{which}|{name}|{noise}"] = values
-            if not only or name in only:
-                print(which, name, flush=True)
+            print(which, name, flush=True)
     return rows, per_item
 
 
@@ -158,6 +160,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", help="measure only these, and put them into the results that there are")
     options = parser.parse_args()
+    if found := set(options.methods or ()) & set(TOKENS_OF):
+        parser.error(f"of {', '.join(sorted(found))} more is measured: measure all anew")
     photos = env_path("CRACK_PHOTOS")
     if not photos:
         sys.exit("set CRACK_PHOTOS to a folder of photographs")
@@ -172,7 +176,7 @@ def main():
     rows, per_item = unseen_rows(sets)
     cracked = [sample for sample in sets["photos"] if sample.mask.any()][::2]
     train = open_dataset("train", photos=photos, length=24)
-    tokens = [row for name in ("hybrid", "hybrid_cam") if name in checkpoint_names()
+    tokens = [row for name in TOKENS_OF if name in checkpoint_names()
               for row in intervention(cracked, [train[i] for i in range(len(train))], name)]
     save_results("comparison", {
         **provenance("python scripts/report_comparison.py", 0), "rows": rows, "tokens": tokens, "cost": costs(),

@@ -37,8 +37,9 @@ def print_results():
         with contextlib.suppress(FileNotFoundError):
             results = load_results(name)
             table = results_table(results.get("rows", []))
+            made = ", then ".join(part.get("revision", "unknown") for part in (results, *results.get("updates", [])))
             if table:
-                print(f"\n{what} (data/results/{name}.json, revision {results.get('revision', 'unknown')})\n{table}")
+                print(f"\n{what} (data/results/{name}.json, revision {made})\n{table}")
 
 
 if __name__ == "__main__":

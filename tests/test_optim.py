@@ -7,10 +7,10 @@ from helpers.models import UNet
 from helpers.optim import OPTIMIZERS, make_optimizer
 
 
-def moved(name, lr=1e-3, **arguments):
+def moved(name, lr=1e-3):
     """Take one step with random gradients; return {weight: how far it moved}."""
     torch.manual_seed(0)
-    model = UNet(8, stages=1, **arguments)
+    model = UNet(8, stages=1)
     before = {key: weight.detach().clone() for key, weight in model.named_parameters()}
     optimizer = make_optimizer(name, list(model.parameters()), lr, 0.0)
     for weight in model.parameters():
@@ -20,12 +20,12 @@ def moved(name, lr=1e-3, **arguments):
 
 
 def test_muons_step_of_a_layer_is_nearly_orthogonal_and_as_long_as_adamws():
-    for key, step in moved("muon").items():
-        if step.ndim == 4 and "head" not in key:
-            matrix = step.flatten(1)
-            singular = torch.linalg.svdvals(matrix) / (0.2 * max(matrix.shape) ** 0.5)
-            assert 0.6 < singular.min() and singular.max() < 1.4, key
-            assert matrix.square().mean().sqrt() == pytest.approx(0.2, rel=0.3), key
+    steps = {key: step.flatten(1) for key, step in moved("muon").items() if step.ndim == 4 and "head" not in key}
+    assert len(steps) == 7  # two convolutions in each of three places, and one that goes up
+    for key, matrix in steps.items():
+        singular = torch.linalg.svdvals(matrix) / (0.2 * max(matrix.shape) ** 0.5)
+        assert 0.6 < singular.min() and singular.max() < 1.4, key
+        assert matrix.square().mean().sqrt() == pytest.approx(0.2, rel=0.3), key
 
 
 def test_biases_and_layers_of_few_channels_are_left_to_nadamw():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from report_losses import SHIPPED
+from safetensors import safe_open
 
 from helpers import recipes, training
 from helpers.checkpoints import build, checkpoint_names, load, read_card, save
@@ -83,6 +84,18 @@ def test_checkpoints_that_are_there_have_a_recipe():
     for name in set(checkpoint_names()) - set(retrained):
         assert name in RECIPES and RECIPES[name].shipped
         assert read_card(name)["arguments"] == RECIPES[name].arguments
+        assert read_card(name)["recipe"]["start"] == RECIPES[name].start
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_recipes_optimizer_is_the_runs(data, monkeypatch, optimizer):
+    wider = {"width": 4, "stages": 1}
+    monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(TINY, arguments=wider, optimizer=optimizer))
+    load_or_train("tiny")
+    with safe_open(data / "runs" / "tiny" / "state.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["settings"])["optimizer"] == optimizer
+        moments = {key.split(".")[-1] for key in file.keys() if key.startswith("optimizer.")}
+    assert ("momentum_buffer" in moments) == (optimizer == "muon")
 
 
 def test_trains_when_there_is_none_and_loads_when_there_is(data, capsys, monkeypatch):

@@ -25,8 +25,9 @@ from helpers.checkpoints import CheckpointError, read_tensors
 from helpers.data import Crops
 from helpers.metrics import psnr
 from helpers.models import UNet
+from helpers.optim import learning_rate
 from helpers.samples import Sample
-from helpers.training import TrainingError, fit, learning_rate, validate
+from helpers.training import TrainingError, fit, validate
 
 BATCH = 4
 
