@@ -50,12 +50,12 @@ $(INSTALLED): pyproject.toml $(PINS)
 	@touch $@
 
 run: $(INSTALLED)  ## execute all notebooks into build/ and print the results table
-	$(PY) scripts/notebooks.py run $(ARGS)
+	$(PY) -m lab.notebooks run $(ARGS)
 
 # One pytest for unit tests, docstring examples and notebooks, so that its last line counts everything. The notebooks
 # on photographs are tests/test_photographs.py, which runs where CRACK_PHOTOS is set; all others never see it.
 test: $(INSTALLED)  ## unit tests, notebook tests, browser tests (ARGS="-k name" for some of them)
-	$(PY) -m pytest tests helpers scripts/results_table.py $(NOTEBOOKS) $(ARGS)
+	$(PY) -m pytest tests surfaces helpers app lab $(NOTEBOOKS) $(ARGS)
 
 lab: $(INSTALLED)  ## JupyterLab in notebooks/
 	cd notebooks && ../$(PY) -m jupyterlab --ip=127.0.0.1
@@ -65,16 +65,16 @@ app: $(INSTALLED)  ## the explorer alone, as a page: open the address that this 
 	cd app && ../$(PY) -m voila explorer.ipynb --Voila.ip=127.0.0.1 --token --no-browser --show_tracebacks=True $(ARGS)
 
 notebooks: $(INSTALLED)  ## re-execute the committed notebooks in place and clean them (ARGS=01 for one)
-	env -u CRACK_PHOTOS $(PY) scripts/notebooks.py save $(ARGS)
+	env -u CRACK_PHOTOS $(PY) -m lab.notebooks save $(ARGS)
 
 html: $(INSTALLED)  ## pages in build/html/, without executing anything
-	$(PY) scripts/notebooks.py html $(ARGS)
+	$(PY) -m lab.notebooks html $(ARGS)
 
 train: $(INSTALLED)  ## train the shipped denoisers, going on where the last call stopped (ONLY="unet conv" for some)
-	$(PY) scripts/train.py $(if $(ONLY),--only $(ONLY))
+	$(PY) -m lab.train $(if $(ONLY),--only $(ONLY))
 
 readme: $(INSTALLED)  ## write the numbers in README.md from data/results/
-	$(PY) scripts/readme.py
+	$(PY) -m lab.readme
 
 # Do the bounds in pyproject.toml hold? The unit tests with the lowest versions they allow, and with the newest there
 # are; each in a .venv of its own under build/.
@@ -92,4 +92,4 @@ test-newest:  ## the unit tests with the newest versions that pyproject.toml all
 
 clean:  ## remove what runs and tests left (not .venv, not unfinished trainings)
 	rm -rf build data/cache .pytest_cache .ruff_cache .hypothesis *.egg-info notebooks/.ipynb_checkpoints
-	find helpers scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find surfaces helpers app lab tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,3 +1,1 @@
-"""Small, exact helpers for the notebooks "What does a denoiser look at?"."""
-
-__version__ = "0.1.0"
+"""What the notebooks import: the denoisers, activation maps, losses, and what carries them."""

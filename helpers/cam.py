@@ -1,25 +1,32 @@
 """Activation maps of the ViT and of the denoisers, thresholds for them, and pictures of them.
 
 ``activation_map`` is pytorch-grad-cam on a network without classes: it picks a target, orients the maps that have no
-sign of their own (`helpers.principal`), and leaves the network as it found it. Maps do not say what a network *uses*;
+sign of their own (`helpers.cam_methods`), and leaves the network as it found it. Maps do not say what a network *uses*;
 only taking things away does.
 """
 
 import contextlib
 import warnings
+from functools import lru_cache
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib import colormaps
+from skimage.filters import threshold_otsu
 from torch import nn
 
-from helpers.cam_methods import GRADIENT_FREE, METHODS, TARGETS, Signed, Target, parse_target
-from helpers.cam_view import overlay, show_cam, threshold_cam
-from helpers.principal import SIGN_RULES, principal_map, sign_rule, token_norm
+from helpers.cam_methods import (
+    GRADIENT_FREE,
+    METHODS,
+    Signed,
+    Target,
+    parse_target,
+    principal_map,
+    sign_rule,
+)
 from helpers.vit import patch_grid, vit_blocks
-
-__all__ = ["ActivationMap", "GRADIENT_FREE", "METHODS", "SIGN_RULES", "TARGETS", "activation_map", "batch_attention",
-           "layer_features", "layers_of", "overlay", "principal_map", "show_cam", "threshold_cam"]
 
 BATCH = 32  # pictures that go through the network at once; more are cut into such parts
 
@@ -99,7 +106,7 @@ def activation_map(model, image, layer, method="EigenCAM", target="mean", sign="
     pictures, single = _as_batch(image)
     if bad := int((~pictures.isfinite()).sum()):
         raise ValueError(f"the picture has {bad} NaN or infinite values, so its map is not finite; wanted [0, 1]")
-    name, module = _find_layer(model, layer)
+    name, module = find_layer(model, layer)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if sign != "library":
@@ -180,7 +187,7 @@ def _grid(model, output):
                      f"{tuple(output.shape)}")
 
 
-def _find_layer(model, layer):
+def find_layer(model, layer):
     if isinstance(layer, nn.Module):
         names = {id(module): name for name, module in model.named_modules()}
         if id(layer) not in names:
@@ -230,7 +237,7 @@ def layer_features(model, pictures, layers=None):
     >>> layer_features(UNet(4), torch.rand(2, 3, 16, 24), ["bottleneck"])["bottleneck"].shape
     torch.Size([2, 32, 2, 3])
     """
-    named = dict(_find_layer(model, layer) for layer in (layers_of(model) if layers is None else layers))
+    named = dict(find_layer(model, layer) for layer in (layers_of(model) if layers is None else layers))
     found, handles = {}, []
     try:
         for name, module in named.items():
@@ -243,43 +250,204 @@ def layer_features(model, pictures, layers=None):
     return {name: found[name] for name in named}
 
 
-IN_A_LOSS = {
-    "EigenCAM": principal_map,
-    "TokenNorm": lambda features, sign: token_norm(features, centred=False),
-    "CentredTokenNorm": lambda features, sign: token_norm(features),
-}
+def _as_map(cam):
+    cam = np.asarray(getattr(cam, "map", cam), np.float32)
+    if cam.ndim != 2 or cam.size == 0 or not np.isfinite(cam).all():
+        raise ValueError(f"a map must be (H, W), finite and not empty, got {cam.shape}"
+                         + (" with values that are not finite" if cam.size and cam.ndim == 2 else ""))
+    return cam
 
 
-class batch_attention(nn.Module):
-    """Maps for a whole batch on its own device, for use inside a loss: pictures (B, 3, H, W) to (B, h, w) in [0, 1].
-
-    Without gradients. The same maps as ``activation_map(...)``, on the layer's grid: oriented, cut at zero, scaled per
-    picture.
+def threshold_cam(cam, lower=0.4, upper=0.9, rescale=True, by="value"):
+    """Keep what lies inside a band of a map, set the rest to 0, stretch what was kept to 0..1.
 
     Args:
-        model: as in `activation_map`. Frozen: it is put in eval mode and its weights are never trained.
-        layer: a name from `layers_of(model)` or a module; default the block two thirds of the way through the ViT.
-        method: "EigenCAM", "TokenNorm" or "CentredTokenNorm".
-        sign: "auto" or a name from `SIGN_RULES`.
+        cam: (H, W) in [0, 1], or an `ActivationMap`.
+        lower, upper: the band, both ends included, 0 <= lower <= upper <= 1. A 0 in the map is kept only if lower is 0.
+        rescale: stretch the kept values from 0 (the smallest kept) to 1 (the largest); False leaves them as they are.
+        by: "value": the band is of the map's values; "quantile": of its quantiles (0.9 to 1: the highest tenth), which
+            can be compared between pictures where values cannot; "otsu": all above Otsu's threshold, `lower` and
+            `upper` unused.
+
+    Returns:
+        (H, W) float32. An empty band gives zeros everywhere. A constant one (all kept values equal) cannot be
+        stretched: the kept values become 1. A constant map has no Otsu threshold: zeros.
+
+    Raises:
+        ValueError: no such band or `by`; a map that is not (H, W) or has values that are not finite.
+
+    Source of Otsu's threshold: scikit-image.
+
+    >>> threshold_cam(np.array([[0.2, 0.4, 0.65, 0.9, 1.0]])).round(3).tolist()
+    [[0.0, 0.0, 0.5, 1.0, 0.0]]
+    """
+    return keep(cam, in_band(cam, lower, upper, by), rescale)
+
+
+def in_band(cam, lower=0.4, upper=0.9, by="value"):
+    """Where a map (H, W) lies inside a band, (H, W) bool: the first half of `threshold_cam`, same arguments."""
+    cam = _as_map(cam)
+    if not 0 <= lower <= upper <= 1:
+        raise ValueError(f"thresholds must be 0 <= lower <= upper <= 1, got {lower} and {upper}")
+    if by == "otsu":
+        fine = cam.astype(np.float64)  # in float32 the bins of a map of hardly any contrast would fall together
+        return fine > threshold_otsu(fine) if cam.min() < cam.max() else np.zeros(cam.shape, bool)
+    if by not in ("value", "quantile"):
+        raise ValueError(f'by must be "value", "quantile" or "otsu", got {by!r}')
+    low, high = np.float32((lower, upper)) if by == "value" else np.quantile(cam, (lower, upper))
+    return (cam >= low) & (cam <= high) & ((cam != 0) | (lower == 0))
+
+
+def keep(cam, kept, rescale=True):
+    """A map (H, W) with zeros where `kept` (H, W) bool is False, the rest stretched: `threshold_cam`'s second half."""
+    cam = _as_map(cam)
+    result = np.where(kept, cam, np.float32(0))
+    if rescale and kept.any():
+        values = cam[kept]
+        low, high = values.min(), values.max()
+        result[kept] = (values - low) / (high - low) if low < high else 1
+    return result
+
+
+@lru_cache
+def _colours(cmap):
+    return np.float32(colormaps[cmap](np.arange(256))[:, :3] * 255)  # (256, 3)
+
+
+def overlay(image, cam, alpha=0.5, cmap="inferno"):
+    """Lay a (thresholded) map over a picture where it is above 0.
+
+    Args:
+        image: numpy (H, W, 3) or torch (3, H, W), in [0, 1]; values outside, which a denoiser's output can have, are
+            clipped like on a screen, so the brightness of the others does not change. uint8 counts as 0..255.
+        cam: (H, W) in [0, 1], or an `ActivationMap`.
+        alpha: opacity of the map, 0 to 1.
+        cmap: a matplotlib colour map's name.
+
+    Returns:
+        (H, W, 3) uint8. Where the map is 0 these are the picture's own values.
+
+    Raises:
+        ValueError: shapes that do not fit, an opacity outside [0, 1], an unknown colour map.
+
+    >>> overlay(np.full((1, 2, 3), 1.2), np.array([[0.0, 1.0]]), alpha=1).tolist()
+    [[[255, 255, 255], [252, 255, 164]]]
+    """
+    cam, picture = np.clip(_as_map(cam), 0, 1), _as_uint8(image)
+    if picture.shape != (*cam.shape, 3):
+        raise ValueError(f"picture and map must have one size, got {picture.shape} and {cam.shape}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    if cmap not in colormaps:
+        raise ValueError(f"cmap must be the name of a matplotlib colour map, got {cmap!r}")
+    seen = cam > 0
+    colours = _colours(cmap)[np.uint8(cam[seen] * 255 + 0.5)]
+    picture[seen] = np.uint8((1 - alpha) * picture[seen] + alpha * colours + 0.5)
+    return picture
+
+
+def _as_uint8(image):
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().movedim(-3, -1).numpy()
+    image = np.array(image)
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"a picture must be numpy (H, W, 3) or torch (3, H, W), got {image.shape}")
+    return image if image.dtype == np.uint8 else np.uint8(np.clip(np.nan_to_num(image), 0, 1) * 255 + 0.5)
+
+
+def show_cam(image, cam, mask=None, lower=0.4, upper=0.9, by="value", alpha=0.5, cmap="inferno"):
+    """Draw picture, map with its colour bar, and the thresholded map over the picture, with the crack's outline.
+
+    Args:
+        image: as in `overlay`.
+        cam: an `ActivationMap`, or (H, W) in [0, 1].
+        mask: (H, W) bool or None: the crack, outlined over map and overlay.
+        lower, upper, by: as in `threshold_cam`. alpha, cmap: as in `overlay`.
+
+    Returns:
+        The matplotlib figure.
+    """
+    values = _as_map(cam)
+    band = "Otsu" if by == "otsu" else f"{by} {lower:.2f} to {upper:.2f}"
+    name = f"{cam.method}, {cam.layer}" if hasattr(cam, "method") else "map"
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.2), layout="constrained")
+    axes[0].imshow(_as_uint8(image))
+    bar = figure.colorbar(axes[1].imshow(values, cmap=cmap, vmin=0, vmax=1), ax=axes[1], fraction=0.046)
+    bar.set_label("scaled per picture")
+    axes[2].imshow(overlay(image, threshold_cam(values, lower, upper, by=by), alpha, cmap))
+    for axis, title in zip(axes, ("picture", name, f"kept: {band}"), strict=True):
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+        if mask is not None and np.any(mask) and axis is not axes[0]:
+            axis.contour(np.asarray(mask, float), levels=[0.5], colors="cyan", linewidths=0.8)
+    return figure
+LAYERS = ("block 3", "block 5")  # chosen on train tiles: lab/report_cams.py
+
+
+def _centred(features):
+    return features - features.mean((-2, -1), keepdim=True)
+
+
+def shared_direction(features, sign="auto"):
+    """The mean over pictures of the oriented first components of their features.
+
+    Args:
+        features: (N, C, h, w), of N pictures at one layer.
+        sign: the rule that orients each picture's component, "auto" or a name from `helpers.cam_methods.SIGN_RULES`.
+
+    Returns:
+        (C,) float32 of unit length.
+
+    >>> features = torch.zeros(1, 3, 4, 4)
+    >>> features[0, 1, 2, 2] = 5
+    >>> shared_direction(features).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    votes = (principal_map(features, sign)[:, None] * _centred(features)).sum((-2, -1))  # (N, C)
+    return torch.nn.functional.normalize(torch.nn.functional.normalize(votes, dim=1).mean(0), dim=0)
+
+
+def along(features, direction):
+    """Projection of features (N, C, h, w), centred per picture, on a direction (C,): (N, h, w)."""
+    return torch.einsum("nchw,c->nhw", _centred(features), direction.to(features))
+
+
+def standardised(maps):
+    """Maps (N, h, w), each with mean 0 and standard deviation 1 (all 0 where it is constant)."""
+    return _centred(maps) / maps.std((-2, -1), correction=0, keepdim=True).clamp_min(1e-9)
+
+
+class SharedMap:
+    """The mean of several layers' maps, each along that layer's shared direction.
+
+    Args:
+        model: a ViT, a U-Net or a hybrid.
+        directions: dict from a layer's name to its direction (C,); see `fit`.
 
     >>> from helpers.models import UNet
-    >>> batch_attention(UNet(4), "bottleneck")(torch.rand(2, 3, 16, 24)).shape
-    torch.Size([2, 2, 3])
+    >>> shared = SharedMap.fit(UNet(4), torch.rand(5, 3, 32, 32), ["encoder 3", "bottleneck"])
+    >>> shared(torch.rand(2, 3, 32, 48)).shape
+    torch.Size([2, 8, 12])
     """
 
-    def __init__(self, model, layer=None, method="EigenCAM", sign="auto"):
-        super().__init__()
-        if method not in IN_A_LOSS:
-            raise ValueError(f"inside a loss the method must be one of {', '.join(IN_A_LOSS)}, got {method!r}")
-        if layer is None:
-            names = list(layers_of(model))
-            layer = names[2 * len(names) // 3]
-        self.model, self.method, self.sign = model.eval().requires_grad_(False), method, sign
-        _, self.layer = _find_layer(model, layer)
+    def __init__(self, model, directions):
+        self.model, self.directions = model, directions
 
-    @torch.no_grad()
-    def forward(self, pictures):
-        features, = layer_features(self.model, pictures, [self.layer]).values()
-        maps = IN_A_LOSS[self.method](features, self.sign).clamp_min(0)
-        maps = maps - maps.amin((-2, -1), keepdim=True)
-        return maps / maps.amax((-2, -1), keepdim=True).clamp_min(1e-12)
+    @classmethod
+    def fit(cls, model, pictures, layers=LAYERS, sign="auto", batch=16):
+        """Find the directions on `pictures` (N, 3, H, W) in [0, 1], without any mask; a few dozen will do."""
+        parts = [layer_features(model, part, layers) for part in pictures.split(batch)]
+        return cls(model, {name: shared_direction(torch.cat([part[name] for part in parts]), sign)
+                           for name in parts[0]})
+
+    def __call__(self, pictures):
+        """Return maps (N, h, w) of pictures (N, 3, H, W), signed, on the finest of the layers' grids."""
+        return self.of(layer_features(self.model, pictures, list(self.directions)))
+
+    def of(self, features):
+        """Return maps (N, h, w) from what `layer_features` gave."""
+        maps = [standardised(along(features[name], direction)) for name, direction in self.directions.items()]
+        size = max((map.shape[-2:] for map in maps), key=lambda size: size[0] * size[1])
+        maps = [map if map.shape[-2:] == size else torch.nn.functional.interpolate(
+            map[None], size, mode="bilinear", align_corners=False)[0] for map in maps]
+        return torch.stack(maps).mean(0)

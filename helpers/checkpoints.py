@@ -6,16 +6,14 @@ steps, git revision, metrics and the sha256 of the weights.
 
 import hashlib
 import json
-import math
-from collections import defaultdict
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from helpers import models
-from helpers.project import atomic_path, data_dir, write_json
+from helpers.project import data_dir, write_json
+from surfaces.files import atomic_path
 
 
 class CheckpointError(RuntimeError):
@@ -159,63 +157,3 @@ def load(name):
         wanted = f"{card['architecture']}({card['arguments']})"
         raise CheckpointError(f"{path.name} does not fit {wanted}: {error}") from error
     return model.eval()
-
-
-class RunState:
-    """A run on disk: weights, their average, the optimizer's moments and the history in one safetensors file.
-
-    `settings` is a dict of what a run cannot change on its way (its steps, batch size, rate, optimizer and seed).
-    """
-
-    def __init__(self, folder, model, average, optimizer, settings):
-        self.folder, self.model, self.average, self.optimizer = Path(folder), model, average, optimizer
-        self.settings = settings
-        self.path = self.folder / "state.safetensors"
-
-    def save(self, step, history, best):
-        """Write the state, and `best.safetensors` where the newest score is the best; return the best score."""
-        weights = self.average.module if self.average else self.model
-        score = history[-1].get("psnr", history[-1].get("score"))
-        if score is not None and score > best:
-            best = score
-            save_tensors(weights.state_dict(), self.folder / "best.safetensors", {"step": str(step)})
-        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
-        if self.average:
-            tensors |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
-        save_tensors(tensors, self.path, {"step": str(step), "best": repr(best), "history": json.dumps(history),
-                                          "settings": json.dumps(self.settings)})
-        return best
-
-    def restore(self):
-        """Load the state if there is one; return the step it stands at, its history and the best score so far.
-
-        Raises:
-            CheckpointError: the file is broken, or of a run with another network or other settings.
-        """
-        if not self.path.is_file():
-            return 0, [], -math.inf
-        tensors = read_tensors(self.path)
-        with safe_open(self.path, "pt") as file:
-            notes = file.metadata()
-        settings = json.loads(notes.get("settings", "null"))
-        if settings is not None and {"optimizer": "adamw", **settings} != self.settings:  # once there was only that
-            raise CheckpointError(f"{self.folder} holds a run with {settings}, wanted {self.settings}: "
-                                  "go on with those, or remove the folder")
-
-        def pick(prefix):
-            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-        try:
-            self.model.load_state_dict(pick("model."))
-            if self.average:
-                self.average.load_state_dict(pick("average."))
-        except RuntimeError as error:
-            raise CheckpointError(f"{self.folder} holds a run of another network: {error}") from error
-        entries = defaultdict(dict)
-        for key, value in pick("optimizer.").items():
-            index, name = key.split(".")
-            entries[int(index)][name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(entries)})
-        return int(notes["step"]), json.loads(notes["history"]), float(notes["best"])

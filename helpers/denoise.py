@@ -23,8 +23,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from helpers.checkpoints import CheckpointError, checkpoint_names, load
-from helpers.photos import EXIF_ORIENTATION, SUFFIXES, read_photo
-from helpers.project import atomic_path, pick_device
+from helpers.project import pick_device
+from surfaces.files import atomic_path
+from surfaces.photos import EXIF_ORIENTATION, SUFFIXES, read_photo
 
 TILE = 768  # pixels; on a CPU cheaper than 512 (which overlaps more) and below 1 GB for a U-Net of width 32
 RAMP = 32  # pixels of cross-fade; the weight at its first pixel, (pi / 4 / 32) ** 2 = 0.0006, is far below 1/255

@@ -1,30 +1,245 @@
-"""All loss terms under one name: those of `helpers.terms`, weights from an activation map, references, and their sum.
+"""Loss terms that compare two pictures beside the mean squared error: sharp windows, spectra, wavelets.
 
-How a term is called, what a NaN does and what `scale` means: see `helpers.terms`. References from the literature:
-Charbonnier (Charbonnier et al., ICIP 1994; epsilon as in Lai et al., arXiv:1704.03915) and MS-SSIM (Wang et al.,
-Asilomar 2003) by torchmetrics. Focal frequency loss (arXiv:2012.12821) is left out: no maintained package has it.
+`helpers.losses` has them all under one name, with the weights from activation maps and the combination of terms.
+
+Every term is called as ``loss(denoised, clean)`` with pictures (B, C, H, W) of any size, in [0, 1], and gives a scalar:
+zero where both are equal, computed in float32 (also inside autocast; float64 stays), on the pictures' own device and
+without any cache. Gradients flow to `denoised` only. A NaN or an infinity in a picture makes the value NaN (on which
+`helpers.training.fit` stops) and all gradients zero, never NaN.
+
+Scales: ``"matched"`` is the mean per pair, coefficient or pixel times the term's constant in `MATCHED`; ``"original"``
+replicates the original experiments (sums per window, unnormalised spectra, divided by 1000); a number takes the
+constant's place.
 """
 
 import math
 
+import ptwt
+import pywt
 import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from helpers.terms import (
-    MATCHED,
-    FrequencyLoss,
-    RegionalSharpnessLoss,
-    Term,
-    WaveletLoss,
-    neighbour_difference,
-    window_scores,
-)
+from helpers.cam import find_layer, layer_features, layers_of
+from helpers.cam_methods import principal_map, token_norm
 
-__all__ = ["MATCHED", "CamWeightedLoss", "CharbonnierLoss", "CombinedLoss", "FrequencyLoss", "MSSSIMLoss",
-           "RegionalSharpnessLoss", "WaveletLoss", "local_contrast", "matched_constant", "neighbour_difference",
-           "window_scores"]  # fmt: skip
+# What makes a term's gradient (norm with respect to the output) as long as MSE's, on validation pictures at sigma 50
+# from the MSE checkpoint: printed by `python -m lab.match_losses --checkpoint hybrid`.
+MATCHED = {
+    "regional_sorted": 0.1004, "regional_aligned": 0.1006, "regional_pixel": 0.09006,
+    "frequency": 0.1058, "frequency_hf": 0.04989, "frequency_phase": 0.1058,
+    "wavelet": 0.05506, "cam": 0.8583, "charbonnier": 0.1074, "ms_ssim": 0.01879,
+}  # fmt: skip
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (down, right) of a pixel: right, below, both diagonals
 
+
+class Term(nn.Module):
+    """What all terms share: checks, float32, NaN, scale. A subclass gives `key` in `MATCHED` and ``value``."""
+
+    key = None
+
+    def __init__(self, scale="matched"):
+        super().__init__()
+        number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+        if scale not in ("matched", "original") and not (number and 0 < scale < math.inf):
+            raise ValueError(f'scale must be "matched", "original" or a positive number, got {scale!r}')
+        self.scale = scale
+
+    @property
+    def original(self):
+        return self.scale == "original"
+
+    @property
+    def factor(self):
+        """The constant that multiplies the mean; 1 on the original scale, which has no constant."""
+        return {"matched": MATCHED[self.key], "original": 1.0}.get(self.scale, self.scale)
+
+    def forward(self, denoised, clean, **context):
+        if denoised.ndim != 4 or denoised.shape != clean.shape or not denoised.numel():
+            raise ValueError("denoised and clean must be pictures of one shape (B, C, H, W), "
+                             f"got {tuple(denoised.shape)} and {tuple(clean.shape)}")
+        with torch.autocast(denoised.device.type, enabled=False):
+            denoised, clean = (x if x.dtype == torch.float64 else x.float() for x in (denoised, clean.detach()))
+            # A sum is finite only if all its values are; zeros in their place keep the backward pass free of NaN.
+            finite = torch.isfinite(denoised.detach().sum() + clean.sum())
+            denoised, clean = torch.where(finite, denoised, 0.0), torch.where(finite, clean, 0.0)
+            value = self.factor * self.value(denoised, clean, **context)
+            return torch.where(finite, value, math.nan)
+
+
+def neighbour_difference(pictures, down, right):
+    """Return the differences of (B, C, H, W) to the neighbour at (`down`, `right`): (B, C, H - down, W - |right|)."""
+    height, width = pictures.shape[-2] - down, pictures.shape[-1] - abs(right)
+    left = max(-right, 0)
+    there = pictures[..., down:, left + right:left + right + width]
+    return there - pictures[..., :height, left:left + width]
+
+
+def _extents(height, width):
+    """Return how many pairs of each direction lie wholly inside height x width, directions without any left out."""
+    extents = [((down, right), (height - down, width - abs(right))) for down, right in NEIGHBOURS]
+    return [(direction, extent) for direction, extent in extents if min(extent) > 0]
+
+
+def _pairs(height, width):
+    return sum(math.prod(extent) for _, extent in _extents(height, width))
+
+
+def window_scores(pictures, window=32, step=None):
+    """Return the sharpness of windows: the mean absolute difference of all neighbours wholly inside, over channels too.
+
+    The difference maps of the whole picture are averaged over each window's pairs, window - 1 long in the direction of
+    the difference: no window is ever copied.
+
+    Args:
+        pictures: (B, C, H, W), [0, 1].
+        window: side in pixels; a picture that is smaller is one window in that direction.
+        step: pixels between windows, half a window where None. Only windows wholly inside the picture count.
+
+    Returns:
+        (B, rows, columns), [0, 1]; zero for a window without pairs (a picture of one pixel).
+
+    Example:
+        >>> window_scores(torch.eye(64).expand(1, 3, 64, 64)).shape
+        torch.Size([1, 3, 3])
+    """
+    height, width = (min(window, side) for side in pictures.shape[-2:])
+    if height * width == 1:
+        return pictures.mean(1) * 0
+    total = 0
+    for direction, extent in _extents(height, width):
+        strength = neighbour_difference(pictures, *direction).abs().mean(1)  # (B, H - down, W - |right|)
+        total = total + avg_pool2d(strength, extent, step or max(window // 2, 1), divisor_override=1)
+    return total / _pairs(height, width)
+
+
+class RegionalSharpnessLoss(Term):
+    """Are the windows of the output as sharp as the clean picture's?
+
+    Args:
+        window: side of a window in pixels (at least 2); pictures that are smaller are one window.
+        step: pixels between windows, half a window where None.
+        match: "sorted" (the original): the scores of each picture, largest first, are compared rank by rank;
+            "aligned": window by window; "pixel": no windows, the signed differences of neighbours are compared pair by
+            pair, over the whole picture. Neither of the first two says *where* in a window, "sorted" not even in which.
+        scale: see the module. On the original scale a score is the sum over a window's pairs, divided by 1000.
+
+    Example:
+        >>> clean = torch.rand(1, 3, 64, 64)
+        >>> loss = RegionalSharpnessLoss(match="sorted", scale=1.0)
+        >>> bool(loss(clean.flip(-1), clean) < 1e-6), bool(loss(clean / 2, clean) > 0.1)
+        (True, True)
+    """
+
+    def __init__(self, window=32, step=None, match="sorted", scale="matched"):
+        super().__init__(scale)
+        if match not in ("sorted", "aligned", "pixel"):
+            raise ValueError(f'match must be "sorted", "aligned" or "pixel", got {match!r}')
+        if window < 2 or (step is not None and step < 1):
+            raise ValueError(f"window must be at least 2 pixels and step at least 1, got {window} and {step}")
+        self.window, self.step, self.match, self.key = window, step, match, f"regional_{match}"
+
+    def value(self, denoised, clean):
+        height, width = denoised.shape[-2:]
+        scale = _pairs(min(self.window, height), min(self.window, width)) / 1000 if self.original else 1.0
+        if self.match == "pixel":
+            error = denoised - clean  # differences are linear: those of the error are the errors of the differences
+            if height * width == 1:
+                return error.sum() * 0
+            extents = _extents(height, width)
+            total = sum(neighbour_difference(error, *direction).abs().sum() for direction, _ in extents)
+            return scale * total / (_pairs(height, width) * error.shape[0] * error.shape[1])
+        scores, wanted = (window_scores(x, self.window, self.step).flatten(1) for x in (denoised, clean))
+        if self.match == "sorted":
+            scores, wanted = (x.sort(dim=1, descending=True).values for x in (scores, wanted))
+        return scale * (scores - wanted).abs().mean()
+
+
+class FrequencyLoss(Term):
+    """Mean absolute difference of the magnitudes of the 2-D Fourier transforms, per channel.
+
+    Magnitudes do not say where an edge is: a shifted picture (cyclically) costs nothing.
+
+    Args:
+        high_freq_weight: k of the weight 1 + k * d / d_max, d the distance from the zero frequency in cycles per pixel.
+        phase: compare the complex coefficients instead, |F(denoised) - F(clean)|: this one says where.
+        scale: see the module. The original scale is the unnormalised transform, divided by 1000.
+
+    Example:
+        >>> clean = torch.rand(1, 3, 15, 20)
+        >>> shifted = clean.roll(5, -1)
+        >>> [bool(FrequencyLoss(phase=phase)(shifted, clean) < 1e-5) for phase in (False, True)]
+        [True, False]
+    """
+
+    def __init__(self, high_freq_weight=0.0, phase=False, scale="matched"):
+        super().__init__(scale)
+        if not 0 <= high_freq_weight < math.inf:
+            raise ValueError(f"high_freq_weight must be 0 or more, got {high_freq_weight}")
+        self.high_freq_weight, self.phase = float(high_freq_weight), bool(phase)
+        self.key = "frequency_phase" if phase else "frequency_hf" if high_freq_weight else "frequency"
+
+    def weights(self, height, width, device=None):
+        """Return the weights (H, W // 2 + 1) of the half that rfft2 gives, made anew for each size."""
+        rows = torch.fft.fftfreq(height, device=device)[:, None]
+        columns = torch.fft.rfftfreq(width, device=device)[None]
+        distance = torch.hypot(rows, columns)
+        return 1 + self.high_freq_weight * distance / distance.max().clamp(min=1e-12)  # one pixel: d = d_max = 0
+
+    def value(self, denoised, clean):
+        height, width = denoised.shape[-2:]
+        norm = "backward" if self.original else "ortho"
+        if self.phase:
+            difference = torch.fft.rfft2(denoised - clean, norm=norm).abs()  # (B, C, H, W // 2 + 1)
+        else:
+            difference = (torch.fft.rfft2(denoised, norm=norm).abs() - torch.fft.rfft2(clean, norm=norm).abs()).abs()
+        # A real picture's spectrum is mirrored: all columns but the first and, in even widths, the last count twice.
+        counts = torch.full((width // 2 + 1,), 2.0, device=denoised.device)
+        counts[0] = 1
+        if width % 2 == 0:
+            counts[-1] = 1
+        weights = self.weights(height, width, denoised.device) * counts
+        mean = (difference * weights).sum((-2, -1)).mean() / (height * width)
+        return mean / 1000 if self.original else mean
+
+
+class WaveletLoss(Term):
+    """Mean absolute difference of the wavelet detail coefficients: which scale, and where. On `ptwt`.
+
+    Args:
+        wavelet: name of an orthogonal wavelet of pywt.
+        levels: number of scales; fewer where the picture is too small for them, always at least one.
+        level_weights: one weight per level, the **finest first**; all 1 where None. A level's mean over its three bands
+            is weighted, so that coarse levels count although they have fewer coefficients.
+        scale: see the module. The original had no wavelet term; "original" is its manner: the sum over a channel's
+            coefficients, divided by 1000.
+
+    Example:
+        >>> clean = torch.rand(1, 3, 32, 32)
+        >>> bool(WaveletLoss()(clean + 0.1, clean) < 1e-6)  # a change of brightness is no detail
+        True
+    """
+
+    key = "wavelet"
+
+    def __init__(self, wavelet="db2", levels=3, level_weights=None, scale="matched"):
+        super().__init__(scale)
+        weights = [1.0] * levels if level_weights is None else [float(weight) for weight in level_weights]
+        if levels < 1 or len(weights) != levels or min(weights) < 0 or not any(weights):
+            raise ValueError("levels must be at least 1, with one weight each, none negative and not all 0; "
+                             f"got levels={levels}, level_weights={level_weights}")
+        self.wavelet, self.levels, self.level_weights = pywt.Wavelet(wavelet), levels, weights
+
+    def value(self, denoised, clean):
+        levels = min(self.levels, max(1, pywt.dwt_max_level(min(denoised.shape[-2:]), self.wavelet)))
+        error = (denoised - clean).flatten(0, 1)  # (B * C, H, W); the transform is linear
+        _, *details = ptwt.wavedec2(error, self.wavelet, mode="symmetric", level=levels)
+        details = [torch.stack(bands).abs() for bands in reversed(details)]  # (3, B * C, h, w), the finest first
+        if self.original:
+            parts = [bands.sum() / (1000 * len(error)) for bands in details]
+        else:
+            parts = [bands.mean() / max(sum(self.level_weights[:levels]), 1e-12) for bands in details]
+        return sum(weight * part for weight, part in zip(self.level_weights, parts, strict=False))
 CONTROLS = (None, "shuffled", "random", "contrast")
 RESERVED = ("mse", "loss", "step", "lr", "seconds", "psnr")  # columns of fit's history
 
@@ -69,15 +284,6 @@ def _in_band(maps, lower, upper):
     return torch.where(kept, stretched, 0.0)
 
 
-def _vit_attention(vit, layer, method):
-    try:
-        from helpers.cam import batch_attention  # a ViT is opened only by those who want its maps
-    except ImportError as error:
-        raise ImportError("CamWeightedLoss(vit, ...) needs helpers.cam.batch_attention; without it give "
-                          "attention=..., a function from pictures (B, 3, H, W) to maps (B, h, w)") from error
-    return batch_attention(vit, layer, method)
-
-
 class CamWeightedLoss(Term):
     """MSE weighted by 1 + strength * m, m the thresholded activation map of the **clean** picture, divided by its mean.
 
@@ -86,7 +292,7 @@ class CamWeightedLoss(Term):
     the values of the same maps elsewhere.
 
     Args:
-        vit, layer, method: a ViT and what `helpers.cam.batch_attention` makes maps of; or
+        vit, layer, method: a ViT and what `helpers.cam.BatchAttention` makes maps of; or
         attention: instead of the three, a function (or module) from clean pictures (B, C, H, W) to maps (B, h, w) in
             [0, 1] on any grid; they are brought to the picture's size bilinearly.
         lower, upper: the band of the map that is kept, 0 <= lower <= upper <= 1.
@@ -94,7 +300,7 @@ class CamWeightedLoss(Term):
         control: None; "shuffled": the map of the batch's next picture; "random": a smooth random map with the map's
             histogram; "contrast": the map's histogram put where the local contrast is highest.
         seed: of "random".
-        scale: see `helpers.terms`; on the original scale the weights are not divided by their mean.
+        scale: see `helpers.losses`; on the original scale the weights are not divided by their mean.
 
     Raises:
         ValueError: maps of another shape; "shuffled" with fewer than two pictures in the batch.
@@ -119,7 +325,7 @@ class CamWeightedLoss(Term):
         if control not in CONTROLS:
             raise ValueError(f"control must be one of {CONTROLS}, got {control!r}")
         self.lower, self.upper, self.strength, self.control, self.seed = lower, upper, strength, control, seed
-        self.attention = attention or _vit_attention(vit, layer, method)
+        self.attention = attention or BatchAttention(vit, layer, method)
 
     @torch.no_grad()
     def maps(self, clean):
@@ -148,39 +354,6 @@ class CamWeightedLoss(Term):
             weights = weights / weights.mean((-2, -1), keepdim=True)
         value = (weights * ((denoised - clean) ** 2).mean(1)).mean()
         return torch.where(finite, value, math.nan)
-
-
-class CharbonnierLoss(Term):
-    """The mean of sqrt(e^2 + epsilon^2) - epsilon over the errors e: absolute error, smooth at zero."""
-
-    key = "charbonnier"
-
-    def __init__(self, epsilon=1e-3, scale="matched"):
-        super().__init__(scale)
-        self.epsilon = epsilon
-
-    def value(self, denoised, clean):
-        return (torch.hypot(denoised - clean, denoised.new_tensor(self.epsilon)) - self.epsilon).mean()
-
-
-class MSSSIMLoss(Term):
-    """1 - MS-SSIM by torchmetrics, 11 x 11 Gaussian windows: five scales from 176 pixels on, else those that fit.
-
-    Pictures under 11 pixels are refused. Its (x + 1) / 2 normalisation keeps gradients finite.
-    """
-
-    key, betas = "ms_ssim", (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al.'s weights of the scales
-
-    def value(self, denoised, clean):
-        from torchmetrics.functional import image  # seconds to import, and only a reference
-
-        side = min(denoised.shape[-2:])
-        scales = [n for n in range(1, 6) if side // max(2 ** (n - 1), (n - 1) ** 2) >= 11]
-        if not scales:
-            raise ValueError(f"MS-SSIM needs at least 11 x 11 pixels, got {denoised.shape[-2]} x {denoised.shape[-1]}")
-        betas = [beta / sum(self.betas[:scales[-1]]) for beta in self.betas[:scales[-1]]]
-        ms_ssim = image.multiscale_structural_similarity_index_measure
-        return 1 - ms_ssim(denoised, clean, data_range=1.0, betas=tuple(betas), normalize="simple")
 
 
 class _MSE(Term):
@@ -223,27 +396,43 @@ class CombinedLoss(nn.Module):
         values = {name: term(denoised, clean, **context) for name, term in self.terms.items()}
         self.parts = {name: value.detach() for name, value in values.items()}
         return sum(self.weights[name] * value for name, value in values.items())
+IN_A_LOSS = {
+    "EigenCAM": principal_map,
+    "TokenNorm": lambda features, sign: token_norm(features, centred=False),
+    "CentredTokenNorm": lambda features, sign: token_norm(features),
+}
 
 
-def matched_constant(term, denoised, clean):
-    """Return the factor that makes `term`'s gradient as long as MSE's, both with respect to `denoised`, over the batch.
+class BatchAttention(nn.Module):
+    """Maps for a whole batch on its own device, for use inside a loss: pictures (B, 3, H, W) to (B, h, w) in [0, 1].
 
-    For a constant of `MATCHED` the term must have ``scale=1.0``.
+    Without gradients. The same maps as ``activation_map(...)``, on the layer's grid: oriented, cut at zero, scaled per
+    picture.
 
-    Raises:
-        ValueError: the term's or MSE's gradient is zero or not finite (equal pictures, NaN).
+    Args:
+        model: as in `activation_map`. Frozen: it is put in eval mode and its weights are never trained.
+        layer: a name from `layers_of(model)` or a module; default the block two thirds of the way through the ViT.
+        method: "EigenCAM", "TokenNorm" or "CentredTokenNorm".
+        sign: "auto" or a name from `SIGN_RULES`.
 
-    Example:
-        >>> clean, denoised = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
-        >>> four = lambda denoised, clean: 4 * nn.functional.mse_loss(denoised, clean)
-        >>> round(matched_constant(four, denoised, clean), 4)
-        0.25
+    >>> from helpers.models import UNet
+    >>> BatchAttention(UNet(4), "bottleneck")(torch.rand(2, 3, 16, 24)).shape
+    torch.Size([2, 2, 3])
     """
-    def length(loss):
-        leaf = denoised.detach().clone().requires_grad_()
-        return float(torch.autograd.grad(loss(leaf, clean), leaf)[0].double().norm())
-    wanted, got = length(nn.functional.mse_loss), length(term)
-    if not (0 < wanted < math.inf and 0 < got < math.inf):
-        raise ValueError("gradients must be finite and not zero to be matched, "
-                         f"got norms {wanted} (MSE) and {got} (term)")
-    return wanted / got
+
+    def __init__(self, model, layer=None, method="EigenCAM", sign="auto"):
+        super().__init__()
+        if method not in IN_A_LOSS:
+            raise ValueError(f"inside a loss the method must be one of {', '.join(IN_A_LOSS)}, got {method!r}")
+        if layer is None:
+            names = list(layers_of(model))
+            layer = names[2 * len(names) // 3]
+        self.model, self.method, self.sign = model.eval().requires_grad_(False), method, sign
+        _, self.layer = find_layer(model, layer)
+
+    @torch.no_grad()
+    def forward(self, pictures):
+        features, = layer_features(self.model, pictures, [self.layer]).values()
+        maps = IN_A_LOSS[self.method](features, self.sign).clamp_min(0)
+        maps = maps - maps.amin((-2, -1), keepdim=True)
+        return maps / maps.amax((-2, -1), keepdim=True).clamp_min(1e-12)

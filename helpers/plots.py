@@ -1,5 +1,6 @@
 """The figures that the notebooks share: pictures in one order and one range, and results with their sources apart."""
 
+
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython import get_ipython
@@ -197,3 +198,20 @@ def show_history(history, figure="psnr", label="PSNR on validation in dB", axis=
     loss.set_ylabel("training loss", color=COLOURS[7])
     loss.spines["top"].set_visible(False)
     return axis
+
+
+def in_words(difference, low, high, covered=None, unit="", digits=2):
+    """A difference and its interval as text; where the interval leaves sources out, their difference without them too.
+
+    >>> in_words(0.5, 0.25, 0.75), in_words(-3, -4, -1, -2.5, " %", 1)
+    ('+0.50 [+0.25, +0.75]', '-3.0 % (sources with an interval: -2.5 % [-4.0, -1.0])')
+    >>> in_words(1, None, None)
+    '+1.00 (no interval)'
+    """
+    text = f"{difference:+.{digits}f}{unit}"
+    if low is None or np.isnan(low):
+        return f"{text} (no interval)"
+    span = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    if covered is None or np.isclose(covered, difference, rtol=1e-6):
+        return f"{text} {span}"
+    return f"{text} (sources with an interval: {covered:+.{digits}f}{unit} {span})"

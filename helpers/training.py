@@ -4,33 +4,128 @@
 by (seed, k), so that a run that was killed goes on with the very next picture.
 """
 
+import json
 import math
 import time
 from collections import defaultdict
-from dataclasses import asdict
+from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import broadcast
+from safetensors import safe_open
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from helpers import checkpoints
-from helpers.checkpoints import RunState, load
-from helpers.data import Crops, drawn_pool, everyday_pool, open_dataset, photo_pool
+from helpers.checkpoints import CheckpointError, read_tensors, save_tensors
 from helpers.denoise import denoise
-from helpers.metrics import legibility_ap, psnr
-from helpers.optim import ema_update, learning_rate, make_optimizer
-from helpers.project import data_dir, env_path, pick_device, provenance, set_seed
-from helpers.recipes import RECIPES, start_of
+from helpers.metrics import psnr
+from helpers.project import pick_device, set_seed
 
-__all__ = ["TrainingError", "fit", "load", "load_or_train", "train"]
+OPTIMIZERS = ("adamw", "muon")
 
-SHEETS = 600  # drawn surfaces of 512 x 512 that a training's crops are cut from
+
+def make_optimizer(name, parameters, lr, weight_decay):
+    """Return the optimizer `name` of `parameters`, a list of tensors.
+
+    "adamw" is AdamW (Loshchilov and Hutter, 2019). "muon" (Jordan et al., kellerjordan.github.io/posts/muon, 2024; here
+    timm's) makes the step of each layer's weights, as a matrix (first axis, all others), orthogonal, so that its weak
+    directions move as far as its strong ones; scaled to be as long as AdamW's (Liu et al., arXiv:2502.16982). Biases
+    and matrices with fewer than four rows or more than 128 times as many columns are left to AdamW with Nesterov's
+    momentum, at a third of the rate.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    if name == "muon":
+        from timm.optim import Muon  # timm is slow to import
+        return Muon(parameters, lr=lr, weight_decay=weight_decay, nesterov=True, fallback_lr_scale=1 / 3)
+    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
+
+
+def learning_rate(progress, peak, warmup=0.05):
+    """Return the rate at `progress` (0..1) of the run: linear warm-up, then a cosine down to a hundredth of `peak`.
+
+    Example:
+        >>> [round(learning_rate(p, 1.0), 3) for p in (0, 0.05, 0.525, 1)]
+        [0.0, 1.0, 0.505, 0.01]
+    """
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))))
+
+
+def ema_update(decay):
+    """Return the update of an exponential moving average whose decay grows as (1 + n) / (10 + n) up to `decay`."""
+    @torch.no_grad()
+    def update(averaged, current, count):
+        keep = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averaged, current, 1 - keep)
+    return update
+
+
+class RunState:
+    """A run on disk: weights, their average, the optimizer's moments and the history in one safetensors file.
+
+    `settings` is a dict of what a run cannot change on its way (its steps, batch size, rate, optimizer and seed).
+    """
+
+    def __init__(self, folder, model, average, optimizer, settings):
+        self.folder, self.model, self.average, self.optimizer = Path(folder), model, average, optimizer
+        self.settings = settings
+        self.path = self.folder / "state.safetensors"
+
+    def save(self, step, history, best):
+        """Write the state, and `best.safetensors` where the newest score is the best; return the best score."""
+        weights = self.average.module if self.average else self.model
+        score = history[-1].get("psnr", history[-1].get("score"))
+        if score is not None and score > best:
+            best = score
+            save_tensors(weights.state_dict(), self.folder / "best.safetensors", {"step": str(step)})
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        if self.average:
+            tensors |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+        save_tensors(tensors, self.path, {"step": str(step), "best": repr(best), "history": json.dumps(history),
+                                          "settings": json.dumps(self.settings)})
+        return best
+
+    def restore(self):
+        """Load the state if there is one; return the step it stands at, its history and the best score so far.
+
+        Raises:
+            CheckpointError: the file is broken, or of a run with another network or other settings.
+        """
+        if not self.path.is_file():
+            return 0, [], -math.inf
+        tensors = read_tensors(self.path)
+        with safe_open(self.path, "pt") as file:
+            notes = file.metadata()
+        settings = json.loads(notes.get("settings", "null"))
+        if settings is not None and {"optimizer": "adamw", **settings} != self.settings:  # once there was only that
+            raise CheckpointError(f"{self.folder} holds a run with {settings}, wanted {self.settings}: "
+                                  "go on with those, or remove the folder")
+
+        def pick(prefix):
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+        try:
+            self.model.load_state_dict(pick("model."))
+            if self.average:
+                self.average.load_state_dict(pick("average."))
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.folder} holds a run of another network: {error}") from error
+        entries = defaultdict(dict)
+        for key, value in pick("optimizer.").items():
+            index, name = key.split(".")
+            entries[int(index)][name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(entries)})
+        return int(notes["step"]), json.loads(notes["history"]), float(notes["best"])
 
 
 class TrainingError(RuntimeError):
@@ -99,7 +194,7 @@ def fit(model, train, valid=None, *, steps=None, seconds=None, batch_size=16, lo
         forward: ``forward(model, sample) -> loss tensor`` for networks that are no denoisers; `loss` is then unused.
         workers: processes that prepare batches (0: none).
         precision: of the training step: "bf16" (autocast), "no", or "auto": bf16 where the hardware has it.
-        optimizer: "adamw" or "muon", see `helpers.optim.make_optimizer`.
+        optimizer: "adamw" or "muon", see `helpers.training.make_optimizer`.
         seed: of torch's, numpy's and Python's global generators; the pictures' order is `train`'s own.
         progress: show a bar when a person watches.
 
@@ -197,87 +292,3 @@ def _check_budget(length, steps, batch_size, processes, seconds, folder):
         raise ValueError(f"{steps} steps of {batch_size} take {steps * batch_size} pictures, the data set has {length}")
     if seconds is not None and (seconds <= 0 or folder):
         raise ValueError(f"seconds must be above 0 and without a folder, since such runs cannot resume; got {seconds}")
-
-
-def training_data(recipe):
-    """Return the crops and the validation Samples of `recipe`, and a line that says what they are.
-
-    Raises:
-        ValueError: the recipe wants photographs and CRACK_PHOTOS is not set.
-    """
-    photos = env_path("CRACK_PHOTOS")
-    if recipe.data == "photos" and not photos:
-        raise ValueError("this recipe trains on photographs: set CRACK_PHOTOS to a folder of them")
-    drawn = {"drawn": drawn_pool(SHEETS)} if recipe.data != "photos" else {}
-    real = photo_pool(photos) if photos and recipe.data != "drawn" else {}
-    everyday = everyday_pool() if recipe.data == "both" and recipe.objective == "denoise" else {}
-    weights = {**dict.fromkeys(drawn, 0.4 - recipe.everyday if real else 1.0),
-               **dict.fromkeys(real, 0.6 / max(len(real), 1)), **dict.fromkeys(everyday, recipe.everyday)}
-    weights = {source: weight / sum(weights.values()) for source, weight in weights.items()}
-    crops = Crops({**drawn, **real, **everyday}, recipe.steps * recipe.batch_size, size=recipe.crop,
-                  sigma=recipe.sigma, seed=recipe.seed, weights=weights, colour=recipe.colour)
-    valid = [open_dataset("valid", photos=False, length=20)] if drawn else []
-    valid += [open_dataset("valid", photos=photos, length=40)] if real else []
-    return crops, ConcatDataset(valid), ", ".join(f"{name} {100 * weights[name]:.0f} %" for name in weights)
-
-
-@torch.no_grad()
-def segmentation_score(model, dataset):
-    """Return the mean average precision of the crack segmenter over the cracked Samples of `dataset`, as "score"."""
-    model.eval()
-    device, scores = next(model.parameters()).device, []
-    for sample in (dataset[i] for i in range(len(dataset))):
-        if sample.has_mask and sample.mask.any():
-            probability = torch.sigmoid(model(sample.clean[None].to(device)))[0, 0].float().cpu().numpy()
-            scores.append(legibility_ap(probability, sample.mask.numpy(), side="outside"))
-    return {"score": float(np.mean(scores))}
-
-
-def _segmentation_loss(network, sample):
-    crack = sample.mask[:, None].float()
-    weight = torch.tensor(4.0, device=crack.device)  # a few per cent of the pixels are crack
-    return binary_cross_entropy_with_logits(network(sample.clean).float(), crack, pos_weight=weight)
-
-
-def train(name, workers=0, progress=True):
-    """Run the recipe `name`, resuming a run that was stopped, and write its checkpoint and card.
-
-    Shipped recipes end in ``data/checkpoints/``, experiments in ``data/runs/``. Returns the card. What is left of a
-    run in ``data/runs/<name>/`` is gone on with, also where it had ended.
-    """
-    recipe = RECIPES[name]
-    set_seed(recipe.seed)
-    model = checkpoints.build(recipe.architecture, recipe.arguments)
-    if start := start_of(recipe, env_path("CRACK_PHOTOS")):
-        begin = load_or_train(start)
-        model.start_from(begin) if hasattr(model, "start_from") else model.load_state_dict(begin.state_dict())
-    crops, valid, data = training_data(recipe)
-    folder = data_dir() / "runs" / name
-    segment = recipe.objective == "segment"
-    every = max(min(250, recipe.steps), recipe.steps // 16)  # what a run that is killed loses at most
-    history = fit(model, crops, valid, batch_size=recipe.batch_size, lr=recipe.lr, every=every, folder=folder,
-                  score=segmentation_score if segment else validate, forward=_segmentation_loss if segment else None,
-                  workers=workers, optimizer=recipe.optimizer, seed=recipe.seed, progress=progress)
-    card = {"architecture": recipe.architecture, "arguments": recipe.arguments, "recipe": asdict(recipe), "data": data,
-            "metrics": {"valid": history[-1]}, "history": history, **provenance(f"make train ONLY={name}", recipe.seed)}
-    if hasattr(model, "vit_card"):
-        card["vit"] = model.vit_card()
-    if PartialState().is_main_process:  # only there does the history hold scores
-        checkpoints.save(model.cpu(), name, card, folder="checkpoints" if recipe.shipped else "runs")
-        print(f"{name}: {history[-1]}", flush=True)
-    PartialState().wait_for_everyone()
-    return card
-
-
-def load_or_train(name):
-    """Return the trained denoiser `name` as `load` does; train it first by its recipe where there is no checkpoint.
-
-    Raises:
-        KeyError: neither a checkpoint nor a recipe of that name; lists both.
-    """
-    if not checkpoints.checkpoint_path(name).is_file():
-        if name not in RECIPES:
-            there = ", ".join(checkpoints.checkpoint_names()) or "none"
-            raise KeyError(f"no denoiser {name!r}: checkpoints {there}; recipes {', '.join(RECIPES)}")
-        train(name)
-    return load(name)

@@ -1,13 +1,9 @@
-"""What all tests share: the scripts on the import path, photographs hidden, a browser where there is one."""
+"""What all tests share: photographs hidden, a browser where there is one."""
 
 import os
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 # Committed outputs were made without photographs, and so is everything that is compared with them: CRACK_PHOTOS is
 # hidden from the tests and from the kernels they start, and only test_photographs.py gets it back.

@@ -2,14 +2,13 @@
 
 import json
 
-import ablation
 import numpy as np
 import pytest
-import report_student
 import torch
 
-from helpers.cost import weights
 from helpers.data import Crops, Item
+from lab import ablation, report_student
+from lab.cost import weights
 
 ITEMS = [Item(f"{source}-{i}", f"{source}-{i}", f"{source}-{i}", source, True) for source in "ab" for i in range(9)]
 

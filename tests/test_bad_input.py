@@ -12,24 +12,24 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from app.explorer import CamExplorer
 from helpers import checkpoints, project
 from helpers.cam import activation_map, overlay, threshold_cam
 from helpers.checkpoints import CheckpointError, load
-from helpers.crops import Crops
-from helpers.data import open_dataset, read_photo
+from helpers.data import Crops, open_dataset
 from helpers.denoise import denoise
 from helpers.denoise import main as denoise_command
-from helpers.explorer import CamExplorer
-from helpers.hybrid import HybridViTUNet
-from helpers.intervals import paired_bootstrap
 from helpers.losses import CamWeightedLoss, CombinedLoss, RegionalSharpnessLoss
 from helpers.metrics import psnr, ssim
-from helpers.models import DenseDAE, UNet
-from helpers.project import load_results, pick_device, write_json, write_new
-from helpers.samples import add_noise
-from helpers.surfaces import draw_surface
-from helpers.unseen import Familiar
+from helpers.models import DenseDAE, HybridViTUNet, UNet
+from helpers.noise import add_noise
+from helpers.project import load_results, pick_device, write_json
 from helpers.vit import open_vit, vit_blocks
+from lab.intervals import paired_bootstrap
+from lab.unseen import Familiar
+from surfaces.draw import draw_surface
+from surfaces.files import write_new
+from surfaces.photos import read_photo
 
 SPLITS = ("train", "valid", "test")
 PICTURE = torch.full((3, 32, 32), 0.5)
@@ -236,8 +236,8 @@ def test_a_full_disk_takes_nothing_away(write, tmp_path, monkeypatch):
 
 
 def test_nothing_unpickles():
-    code = "\n".join(path.read_text(encoding="utf-8") for part in ("helpers", "scripts")
-                     for path in (project.ROOT / part).glob("*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for part in ("surfaces", "helpers", "app", "lab")
+                     for path in (project.ROOT / part).rglob("*.py"))
     assert "torch.load(" not in code and "allow_pickle" not in code and "import pickle" not in code
 
 
@@ -245,7 +245,7 @@ def test_importing_downloads_and_opens_nothing():
     script = ("import socket\n"
               "def refuse(*a, **k): raise SystemExit('a connection was opened')\n"
               "socket.socket.connect = refuse\n"
-              "import helpers.explorer, helpers.training, helpers.denoise\n"
+              "import app.explorer, helpers.training, helpers.denoise\n"
               "from helpers.vit import open_vit; open_vit()\n")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=project.ROOT)
     assert done.returncode == 0, done.stderr[-500:]

@@ -19,22 +19,20 @@ from torch import nn
 from transformers import ViTConfig, ViTModel
 
 from helpers import cam as cam_module
-from helpers.cam import (
+from helpers.cam import activation_map, layers_of, overlay, show_cam, threshold_cam
+from helpers.cam_methods import (
     GRADIENT_FREE,
     METHODS,
     SIGN_RULES,
     TARGETS,
-    activation_map,
-    batch_attention,
-    layers_of,
-    overlay,
+    kernel_projection,
+    orient,
     principal_map,
-    show_cam,
-    threshold_cam,
+    project,
+    token_norm,
 )
-from helpers.cam_methods import kernel_projection
+from helpers.losses import BatchAttention
 from helpers.models import UNet
-from helpers.principal import orient, project, token_norm
 from helpers.vit import ViT
 
 matplotlib.use("Agg")
@@ -354,7 +352,7 @@ def test_500_maps_leave_nothing_behind(method):
 
 def test_batch_attention_agrees_with_the_map(unet, pictures):
     for method in ("EigenCAM", "TokenNorm", "CentredTokenNorm"):
-        attention = batch_attention(_unet(), "encoder 1", method)
+        attention = BatchAttention(_unet(), "encoder 1", method)
         maps = attention(pictures)
         assert maps.shape == (3, 32, 32) and not maps.requires_grad
         for found, expected in zip(maps, activation_map(unet, pictures, "encoder 1", method), strict=True):

@@ -1,16 +1,15 @@
-"""The measurements of scripts/report_cams.py: figures by their definitions, interventions that touch what they name."""
+"""The measurements of lab/report_cams.py: figures by their definitions, interventions that touch what they name."""
 
-import cam_interventions as cuts
-import cam_measures as measures
-import cam_rows
 import numpy as np
 import pytest
 import torch
 
 from helpers.cam import layers_of
-from helpers.data import open_dataset
+from helpers.data import Sample, open_dataset
 from helpers.models import UNet
-from helpers.samples import Sample
+from lab import cam_interventions as cuts
+from lab import cam_measures as measures
+from lab import rows as cam_rows
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import torch
 
-from helpers.cost import cost_rows, milliseconds, multiply_adds, weights
 from helpers.models import UNet
+from lab.cost import cost_rows, milliseconds, multiply_adds, weights
 
 
 def test_multiply_adds_grow_with_the_area_and_equal_the_sum_by_hand():

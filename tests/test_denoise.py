@@ -16,8 +16,8 @@ from torch import nn
 from helpers.checkpoints import save
 from helpers.denoise import RADIUS, _lay_tiles, _mirror, _read_bytes, denoise, main
 from helpers.models import ConvDAE, CrackSegmenter, DenseDAE, UNet
-from helpers.photos import read_photo
 from helpers.project import data_dir
+from surfaces.photos import read_photo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(0)

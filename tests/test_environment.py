@@ -71,7 +71,7 @@ def test_citation_names_this_version():
 
 
 def test_all_code_passes_the_linter():
-    folders = ("helpers", "scripts", "tests", "app", "notebooks")
+    folders = ("surfaces", "helpers", "app", "lab", "tests", "notebooks")
     ruff = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", *folders],
                           cwd=ROOT, capture_output=True, text=True)
     assert ruff.returncode == 0, ruff.stdout + ruff.stderr

@@ -10,16 +10,15 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from helpers import scenes
+from app import explorer as scenes
+from app.explorer import CamExplorer, encode_png, make_scene, models_here
 from helpers.cam import activation_map, overlay, threshold_cam
 from helpers.checkpoints import OtherViTError
-from helpers.data import open_dataset
-from helpers.explorer import CamExplorer, models_here
-from helpers.map_metrics import crack_auc, darkness_map
+from helpers.data import Sample, open_dataset
+from helpers.metrics import crack_auc, darkness_map
 from helpers.models import UNet
-from helpers.project import ROOT, write_new
-from helpers.samples import Sample
-from helpers.scenes import encode_png, make_scene
+from helpers.project import ROOT
+from surfaces.files import write_new
 
 matplotlib.use("Agg")
 

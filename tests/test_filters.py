@@ -9,11 +9,12 @@ import torch
 from skimage import data as skimage_data
 from skimage.color import gray2rgb
 
-from helpers import filters
-from helpers.filters import FILTERS, GRIDS, search
+from helpers.data import Item, make_sample
 from helpers.metrics import mse
-from helpers.samples import Item, add_noise, make_sample
-from helpers.surfaces import draw_surface
+from helpers.noise import add_noise
+from lab import filters
+from lab.filters import FILTERS, GRIDS, search
+from surfaces.draw import draw_surface
 
 SIGMA = 50
 OURS = [name for name in FILTERS if name != "bm3d"]  # an optional package, and slow

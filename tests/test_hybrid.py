@@ -10,8 +10,7 @@ from test_vit import KINDS, save_vit
 from torch.optim.swa_utils import AveragedModel
 
 from helpers.denoise import denoise
-from helpers.hybrid import JOINS, HybridViTUNet
-from helpers.models import UNet
+from helpers.models import JOINS, HybridViTUNet, UNet
 from helpers.vit import open_vit, vit_blocks
 
 

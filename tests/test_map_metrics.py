@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from helpers import map_metrics as MM
-from helpers.intervals import Interval, holm, paired_bootstrap
+from helpers import metrics as MM
+from lab import measures
+from lab.intervals import Interval, holm, paired_bootstrap
 
 
 def crack_picture(size=96, row=40, width=4):
@@ -60,27 +61,27 @@ def test_maps_are_enlarged_as_torch_does(grid, size):
 def test_pooling_is_the_mean_of_each_cell():
     raw = np.random.default_rng(0).normal(size=(28, 42)).astype(np.float32)
     wanted = raw.reshape(7, 4, 6, 7).mean((1, 3))
-    np.testing.assert_allclose(MM.pool_to_grid(raw, (7, 6)), wanted, atol=1e-6)
-    np.testing.assert_allclose(MM.pool_to_grid(raw, (5, 4)).mean(), raw.mean(), atol=1e-6)  # uneven cells too
+    np.testing.assert_allclose(measures.pool_to_grid(raw, (7, 6)), wanted, atol=1e-6)
+    np.testing.assert_allclose(measures.pool_to_grid(raw, (5, 4)).mean(), raw.mean(), atol=1e-6)  # uneven cells too
     with pytest.raises(ValueError, match="no finer than the map, got 56 x 6 for 28 x 42"):
-        MM.pool_to_grid(raw, (56, 6))
+        measures.pool_to_grid(raw, (56, 6))
 
 
 def test_oracle_is_the_ceiling_of_a_grid():
     mask = crack_picture()[1]
     grid = (12, 12)
-    oracle = MM.oracle_ap(mask, grid)
+    oracle = measures.oracle_ap(mask, grid)
     assert 0.3 < oracle < 1
     rng = np.random.default_rng(0)
     assert max(MM.crack_ap(rng.normal(size=grid), mask) for _ in range(20)) < oracle
-    row = MM.evaluate_map(MM.pool_to_grid(mask, grid), mask)
+    row = measures.evaluate_map(measures.pool_to_grid(mask, grid), mask)
     assert row["ap_over_oracle"] == pytest.approx(1) and row["patch_ap"] == pytest.approx(1)
     assert row["prevalence"] == pytest.approx(4 / 96)
 
 
 def test_the_sign_counts_unless_the_oracle_takes_the_better():
     mask = crack_picture()[1]
-    good, bad = (MM.evaluate_map(sign * MM.pool_to_grid(mask, (12, 12)), mask) for sign in (1, -1))
+    good, bad = (measures.evaluate_map(sign * measures.pool_to_grid(mask, (12, 12)), mask) for sign in (1, -1))
     assert good["auc"] > 0.9 and bad["auc"] < 0.1 and bad["ap"] < 0.1
     assert bad["auc_either"] == pytest.approx(good["auc"]) and bad["ap_either"] == pytest.approx(good["ap"])
 
@@ -89,8 +90,8 @@ def test_the_sign_counts_unless_the_oracle_takes_the_better():
 def test_masks_of_one_kind_give_nan(full):
     mask, raw = np.full((32, 32), full), np.random.default_rng(0).normal(size=(4, 4))
     assert math.isnan(MM.crack_auc(raw, mask)) and math.isnan(MM.crack_ap(raw, mask))
-    assert math.isnan(MM.patch_ap(raw, mask)) and math.isnan(MM.legibility_ap(np.zeros((32, 32)), mask))
-    row = MM.evaluate_map(raw, mask)
+    assert math.isnan(measures.patch_ap(raw, mask)) and math.isnan(measures.legibility_ap(np.zeros((32, 32)), mask))
+    row = measures.evaluate_map(raw, mask)
     assert all(math.isnan(row[key]) for key in row if key != "prevalence")
 
 
@@ -106,46 +107,46 @@ def test_patches_are_positive_from_five_percent_on():
     mask[10, :4] = True  # 4 of 100 of the one below
     raw = np.zeros((4, 4))
     raw[0, 0] = 1
-    assert MM.patch_ap(raw, mask) == 1
+    assert measures.patch_ap(raw, mask) == 1
     raw[1, 0] = 2
-    assert MM.patch_ap(raw, mask) == 0.5
-    assert MM.patch_ap(np.kron(raw, np.ones((10, 10))), mask, grid=(4, 4)) == 0.5
+    assert measures.patch_ap(raw, mask) == 0.5
+    assert measures.patch_ap(np.kron(raw, np.ones((10, 10))), mask, grid=(4, 4)) == 0.5
 
 
 def test_iou_and_its_threshold():
     picture, mask = crack_picture()
-    assert MM.crack_iou(mask.astype(float), mask, 0.5) == 1 and MM.crack_iou(1.0 - mask, mask, 0.5) == 0
-    assert math.isnan(MM.crack_iou(np.zeros((4, 4)), np.zeros((4, 4), bool), 0.5))
+    assert measures.crack_iou(mask.astype(float), mask, 0.5) == 1 and measures.crack_iou(1.0 - mask, mask, 0.5) == 0
+    assert math.isnan(measures.crack_iou(np.zeros((4, 4)), np.zeros((4, 4), bool), 0.5))
     raw = MM.darkness_map(picture)
-    fitted = MM.crack_iou(raw, mask, MM.fit_threshold([raw], [mask]))
+    fitted = measures.crack_iou(raw, mask, measures.fit_threshold([raw], [mask]))
     assert fitted > 0.5
-    assert fitted > MM.crack_iou(raw, mask, float(np.median(raw)))
+    assert fitted > measures.crack_iou(raw, mask, float(np.median(raw)))
     with pytest.raises(ValueError, match="got 2 and 1"):
-        MM.fit_threshold([raw, raw], [mask])
+        measures.fit_threshold([raw, raw], [mask])
 
 
 def test_filters_find_a_dark_line_and_not_a_bright_one():
     picture, mask = crack_picture()
-    for control in (MM.sato_map, MM.darkness_map):
+    for control in (measures.sato_map, MM.darkness_map):
         assert control(picture).shape == mask.shape
         assert MM.crack_auc(control(picture), mask) > 0.95
-        assert MM.crack_auc(MM.pool_to_grid(control(picture), (12, 12)), mask) > 0.9
+        assert MM.crack_auc(measures.pool_to_grid(control(picture), (12, 12)), mask) > 0.9
         assert MM.crack_ap(control(1 - picture), mask) < 0.2
-    assert MM.ridge_ap(picture, mask, side="outside") > 0.8
+    assert measures.ridge_ap(picture, mask, side="outside") > 0.8
 
 
 def test_centre_blob_and_mean_map():
-    blob = MM.centre_blob((9, 15))
+    blob = measures.centre_blob((9, 15))
     assert np.unravel_index(blob.argmax(), blob.shape) == (4, 7) and blob[0, 7] == pytest.approx(math.exp(-2))
     np.testing.assert_allclose(blob, blob[::-1, ::-1])
     raw = np.random.default_rng(0).normal(size=(5, 5))
-    np.testing.assert_allclose(MM.mean_map([raw, 100 * raw + 7]), (raw - raw.mean()) / raw.std(), atol=1e-5)
-    assert np.isfinite(MM.mean_map([np.ones((3, 3))])).all()
+    np.testing.assert_allclose(measures.mean_map([raw, 100 * raw + 7]), (raw - raw.mean()) / raw.std(), atol=1e-5)
+    assert np.isfinite(measures.mean_map([np.ones((3, 3))])).all()
 
 
 @given(st.integers(2, 200), st.integers(0, 99))
 def test_shuffled_maps_are_never_ones_own(n, seed):
-    other = MM.other_tile(n, seed)
+    other = measures.other_tile(n, seed)
     assert sorted(other) == list(range(n)) and (other != np.arange(n)).all()
 
 
@@ -155,21 +156,21 @@ def test_legibility_leaves_out_the_edge():
     prob = mask.astype(np.float32)
     prob[17:20] = 1  # wrong only within 3 pixels of the edge, on both sides
     prob[20:23] = 0
-    assert MM.legibility_ap(prob, mask) == 1
+    assert measures.legibility_ap(prob, mask) == 1
     assert MM.crack_ap(prob, mask) < 0.95
-    assert MM.legibility_ap(prob, mask, side="outside") < 1
+    assert measures.legibility_ap(prob, mask, side="outside") < 1
     prob[16] = 1
-    assert MM.legibility_ap(prob, mask) < 1
+    assert measures.legibility_ap(prob, mask) < 1
     with pytest.raises(ValueError, match="one shape"):
-        MM.legibility_ap(prob[:30], mask)
+        measures.legibility_ap(prob[:30], mask)
     with pytest.raises(ValueError, match="'both' or 'outside', got 'in'"):
-        MM.legibility_ap(prob, mask, side="in")
+        measures.legibility_ap(prob, mask, side="in")
 
 
 def test_legibility_of_a_narrow_crack():
     mask = crack_picture(width=4)[1]
-    assert math.isnan(MM.legibility_ap(mask.astype(float), mask))
-    assert MM.legibility_ap(mask.astype(float), mask, side="outside") == 1
+    assert math.isnan(measures.legibility_ap(mask.astype(float), mask))
+    assert measures.legibility_ap(mask.astype(float), mask, side="outside") == 1
 
 
 def test_crack_zone_is_a_disk_and_works_at_the_border():

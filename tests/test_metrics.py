@@ -11,8 +11,10 @@ from scipy import ndimage
 from skimage.data import brick
 
 from helpers import metrics as M
+from lab import intervals, measures
 
-PICTURE_PAIR = (M.mse, M.psnr, M.ssim, M.aligned_sharpness, M.orthogonal_residual, M.colour_shift, M.evaluate_picture)
+PICTURE_PAIR = (M.mse, M.psnr, M.ssim, M.aligned_sharpness, measures.orthogonal_residual,
+                measures.colour_shift, measures.evaluate_picture)
 
 
 def random_picture(seed, height=32, width=32, low=0.0, high=1.0):
@@ -43,7 +45,7 @@ def test_mse_and_sharpness_equal_slow_loops(seed, height, width):
     clean, output = random_picture(seed, height, width), random_picture(seed + 1, height, width, -0.3, 1.3)
     squares = [(min(max(float(d), 0), 1) - float(c)) ** 2 for d, c in zip(output.flat, clean.flat, strict=True)]
     assert M.mse(output, clean) == pytest.approx(sum(squares) / len(squares), rel=1e-5)
-    assert M.sharpness(clean) == pytest.approx(slow_sharpness(clean), rel=1e-5)
+    assert measures.sharpness(clean) == pytest.approx(slow_sharpness(clean), rel=1e-5)
 
 
 def test_identity():
@@ -51,9 +53,9 @@ def test_identity():
     assert M.mse(x, x) == 0 and M.psnr(x, x) == math.inf
     assert M.ssim(x, x) == pytest.approx(1)
     assert M.aligned_sharpness(x, x).ratio == 1
-    assert M.orthogonal_residual(x, x).total == pytest.approx(0, abs=1e-9)
-    assert M.colour_shift(x, x) == pytest.approx((0, 0, 0), abs=1e-6)
-    index = M.checkerboard_index(x, x)
+    assert measures.orthogonal_residual(x, x).total == pytest.approx(0, abs=1e-9)
+    assert measures.colour_shift(x, x) == pytest.approx((0, 0, 0), abs=1e-6)
+    index = measures.checkerboard_index(x, x)
     assert list(index) == [2, 4, 8, 16, 24, 32] and set(list(index.values())[:4]) == {0.0}
 
 
@@ -66,7 +68,7 @@ def test_psnr_of_a_constant_offset(offset, decibels):
 def test_outputs_are_clipped_first():
     clean = np.ones((16, 16, 3), np.float32)
     assert M.mse(clean + 5, clean) == 0
-    assert M.sharpness(clean + random_picture(0, 16, 16)) == 0
+    assert measures.sharpness(clean + random_picture(0, 16, 16)) == 0
 
 
 def test_ssim_is_the_published_formula_on_a_constant_pair():
@@ -92,7 +94,8 @@ def test_torch_and_numpy_give_the_same():
     mask = np.zeros((32, 40), bool)
     mask[5:9] = True
     as_torch = [torch.from_numpy(x).permute(2, 0, 1) for x in (output, clean)]
-    assert M.evaluate_picture(*as_torch, torch.from_numpy(mask)) == M.evaluate_picture(output, clean, mask)
+    of_torch = measures.evaluate_picture(*as_torch, torch.from_numpy(mask))
+    assert of_torch == measures.evaluate_picture(output, clean, mask)
 
 
 def test_high_pass_is_the_picture_minus_its_blur():
@@ -106,7 +109,7 @@ def test_aligned_sharpness_tells_detail_from_noise():
     blurred = ndimage.gaussian_filter(clean, (1.5, 1.5, 0))
     assert M.aligned_sharpness(blurred, clean).ratio < 0.5
     assert M.aligned_sharpness(clean + noise, clean).ratio == pytest.approx(1, abs=0.02)
-    assert M.sharpness(clean + noise) > 1.3 * M.sharpness(clean)
+    assert measures.sharpness(clean + noise) > 1.3 * measures.sharpness(clean)
     assert M.aligned_sharpness(np.full_like(clean, 0.5), clean).ratio == pytest.approx(0, abs=1e-6)
     half = 0.5 * clean + 0.2  # half the contrast, exactly half the detail
     assert M.aligned_sharpness(half, clean).ratio == pytest.approx(0.5, abs=1e-4)
@@ -116,23 +119,24 @@ def test_aligned_sharpness_gives_the_parts_of_a_source_ratio():
     pairs = [(random_picture(i), random_picture(i + 10)) for i in range(3)]
     rows = [M.aligned_sharpness(d, x) for d, x in pairs]
     d, x = (np.concatenate([M.high_pass(p).ravel() for p in side]) for side in zip(*pairs, strict=True))
-    ratio = M.ratio_of_means([row.numerator for row in rows], [row.denominator for row in rows])
+    ratio = intervals.ratio_of_means([row.numerator for row in rows], [row.denominator for row in rows])
     assert ratio == pytest.approx(float(d @ x) / float(x @ x), rel=1e-4)
 
 
 def test_gap_closed():
-    assert M.gap_closed(1.0, 0.4) == 1 and M.gap_closed(0.4, 0.4) == 0 and M.gap_closed(0.1, 0.4) < 0
-    assert M.gap_closed(1.3, 0.4) == pytest.approx(0.5)  # too sharp is as far away as too soft
-    assert M.gap_closed(0.9, 0.85) is not None
-    assert M.gap_closed(0.9, 0.86) is None
-    assert M.gap_closed(math.nan, 0.4) is None and M.gap_closed(0.5, math.nan) is None
+    assert measures.gap_closed(1.0, 0.4) == 1 and measures.gap_closed(0.4, 0.4) == 0
+    assert measures.gap_closed(0.1, 0.4) < 0
+    assert measures.gap_closed(1.3, 0.4) == pytest.approx(0.5)  # too sharp is as far away as too soft
+    assert measures.gap_closed(0.9, 0.85) is not None
+    assert measures.gap_closed(0.9, 0.86) is None
+    assert measures.gap_closed(math.nan, 0.4) is None and measures.gap_closed(0.5, math.nan) is None
 
 
 def test_orthogonal_residual_adds_up_and_is_orthogonal():
     clean, output = random_picture(0, 40, 64), random_picture(1, 40, 64)
     hp_d, hp_x = M.high_pass(output).astype(float), M.high_pass(clean).astype(float)
     residual = hp_d - (hp_d * hp_x).sum() / (hp_x**2).sum() * hp_x
-    octaves = M.orthogonal_residual(output, clean)
+    octaves = measures.orthogonal_residual(output, clean)
     assert octaves.residual.sum() == pytest.approx((residual**2).mean(), rel=1e-4)
     assert octaves.reference.sum() == pytest.approx((hp_x**2).mean(), rel=1e-4)
     assert octaves.total == pytest.approx((residual**2).sum() / (hp_x**2).sum(), rel=1e-4)
@@ -143,12 +147,12 @@ def test_orthogonal_residual_adds_up_and_is_orthogonal():
 def test_orthogonal_residual_finds_the_octave(octave, period):
     clean = texture(192)
     ripple = 0.1 * np.cos(2 * np.pi * (np.arange(192) + 0.5) / period).astype(np.float32)
-    energies = M.orthogonal_residual(clean + ripple[None, :, None], clean).residual
+    energies = measures.orthogonal_residual(clean + ripple[None, :, None], clean).residual
     assert energies.argmax() == octave and energies[octave] > 0.95 * energies.sum()
 
 
 def test_orthogonal_residual_of_a_constant_clean_picture_has_no_ratio():
-    octaves = M.orthogonal_residual(random_picture(0), np.full((32, 32, 3), 0.5, np.float32))
+    octaves = measures.orthogonal_residual(random_picture(0), np.full((32, 32, 3), 0.5, np.float32))
     assert np.isnan(octaves.total) or octaves.total > 1e6
 
 
@@ -159,7 +163,7 @@ def test_checkerboard_index_rises_at_its_own_period_only(period, kind):
     wave = 0.1 * np.cos(2 * np.pi * np.arange(224) / period)
     across = {"checkerboard": 10 * wave, "stripes": np.ones(224), "modulated": 10 * (clean[100, :, 0] - 0.4)}[kind]
     pattern = (wave[:, None] * across)[..., None].astype(np.float32)
-    index = M.checkerboard_index(clean + pattern, clean)
+    index = measures.checkerboard_index(clean + pattern, clean)
     assert index[period] > 0.5
     # a modulated pattern carries the picture's own frequencies to the other axis, so there a little rises everywhere
     spill = 0.5 if kind == "modulated" else 0.1
@@ -184,25 +188,25 @@ def slow_lattice(picture, period):
 def test_checkerboard_index_equals_its_definition(period):
     clean, output = texture(48), np.clip(texture(48) + 0.1 * random_picture(0, 48, 48), 0, 1)
     wanted = slow_lattice(output, period) - slow_lattice(clean, period)
-    assert M.checkerboard_index(output, clean)[period] == pytest.approx(wanted, abs=1e-3)
+    assert measures.checkerboard_index(output, clean)[period] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_checkerboard_index_needs_room():
-    index = M.checkerboard_index(random_picture(0, 64, 100), random_picture(1, 64, 100))
+    index = measures.checkerboard_index(random_picture(0, 64, 100), random_picture(1, 64, 100))
     assert [p for p, value in index.items() if math.isnan(value)] == [24, 32]
 
 
 def test_colour_shift():
     clean = texture(96)
     tinted = clean + np.float32([0.05, 0, 0])
-    assert M.colour_shift(tinted, clean).delta_e > 2
+    assert measures.colour_shift(tinted, clean).delta_e > 2
     noise = np.random.default_rng(0).normal(0, 0.05, clean.shape).astype(np.float32)
-    assert M.colour_shift(clean + noise, clean).delta_e < 0.5  # grain is not a shift of colour
+    assert measures.colour_shift(clean + noise, clean).delta_e < 0.5  # grain is not a shift of colour
     ramp = np.repeat(np.linspace(0, 1, 101, dtype=np.float32)[None, :, None], 3, axis=-1).repeat(20, axis=0)
     noisy = ramp + np.random.default_rng(0).normal(0, 0.2, ramp.shape).astype(np.float32)
-    shift = M.colour_shift(noisy, ramp)  # clipping lifts the dark and lowers the bright
+    shift = measures.colour_shift(noisy, ramp)  # clipping lifts the dark and lowers the bright
     assert shift.dark_bias > 0.03 and shift.bright_bias < -0.03
-    assert np.isnan(M.colour_shift(np.full_like(clean, 0.5), np.full_like(clean, 0.5))[1:]).all()
+    assert np.isnan(measures.colour_shift(np.full_like(clean, 0.5), np.full_like(clean, 0.5))[1:]).all()
 
 
 def test_zone_mse_equals_a_slow_loop():
@@ -215,14 +219,14 @@ def test_zone_mse_equals_a_slow_loop():
             near = min((i - y) ** 2 + (j - x) ** 2 for y, x in cracks) <= 9
             (inside if near else outside).extend((output[i, j].astype(float) - clean[i, j]) ** 2)
     assert inside and outside
-    assert M.zone_mse(output, clean, mask) == pytest.approx((np.mean(inside), np.mean(outside)), rel=1e-5)
+    assert measures.zone_mse(output, clean, mask) == pytest.approx((np.mean(inside), np.mean(outside)), rel=1e-5)
 
 
 def test_zone_mse_without_a_crack_and_with_nothing_else():
     clean, output = random_picture(0), random_picture(1)
-    none = M.zone_mse(output, clean, np.zeros((32, 32), bool))
+    none = measures.zone_mse(output, clean, np.zeros((32, 32), bool))
     assert math.isnan(none.inside) and none.outside == pytest.approx(M.mse(output, clean))
-    everywhere = M.zone_mse(output, clean, np.ones((32, 32), bool))
+    everywhere = measures.zone_mse(output, clean, np.ones((32, 32), bool))
     assert math.isnan(everywhere.outside) and everywhere.inside == pytest.approx(M.mse(output, clean))
 
 
@@ -230,16 +234,16 @@ def test_evaluate_picture_agrees_with_the_single_figures():
     clean, output = texture(128), random_picture(1, 128, 128)
     mask = np.zeros((128, 128), bool)
     mask[60:63] = True
-    row = M.evaluate_picture(output, clean, mask, full=True)
+    row = measures.evaluate_picture(output, clean, mask, full=True)
     assert all(type(value) is float for value in row.values())
     for metric in (M.mse, M.psnr, M.ssim):
         assert row[metric.__name__] == metric(output, clean)
-    assert (row["mse_crack"], row["mse_rest"]) == M.zone_mse(output, clean, mask)
+    assert (row["mse_crack"], row["mse_rest"]) == measures.zone_mse(output, clean, mask)
     assert row["aligned_numerator"] / row["aligned_denominator"] == pytest.approx(row["aligned_sharpness"])
-    assert row["checkerboard_2"] == M.checkerboard_index(output, clean)[2]
-    assert row["residual_32"] == M.orthogonal_residual(output, clean).ratio[-1]
-    assert row["delta_e"] == M.colour_shift(output, clean).delta_e
-    assert "mse_crack" not in M.evaluate_picture(output, clean)
+    assert row["checkerboard_2"] == measures.checkerboard_index(output, clean)[2]
+    assert row["residual_32"] == measures.orthogonal_residual(output, clean).ratio[-1]
+    assert row["delta_e"] == measures.colour_shift(output, clean).delta_e
+    assert "mse_crack" not in measures.evaluate_picture(output, clean)
 
 
 @pytest.mark.parametrize("metric", PICTURE_PAIR)
@@ -262,15 +266,15 @@ def test_clear_errors(metric):
 def test_masks_and_small_pictures_give_clear_errors():
     clean = random_picture(0)
     with pytest.raises(ValueError, match="must be bool"):
-        M.zone_mse(clean, clean, np.zeros((32, 32), np.uint8))
+        measures.zone_mse(clean, clean, np.zeros((32, 32), np.uint8))
     with pytest.raises(ValueError, match=r"one size, got \(16, 16\) and \(32, 32\)"):
-        M.zone_mse(clean, clean, np.zeros((16, 16), bool))
+        measures.zone_mse(clean, clean, np.zeros((16, 16), bool))
     with pytest.raises(ValueError, match="11 x 11 pixels, got 8 x 9"):
         M.ssim(random_picture(0, 8, 9), random_picture(1, 8, 9))
 
 
 def test_ratio_of_means_is_not_the_mean_of_ratios():
-    assert M.ratio_of_means([1, 3], [1, 6]) == pytest.approx(4 / 7)
-    assert math.isnan(M.ratio_of_means([1.0], [0.0]))
+    assert intervals.ratio_of_means([1, 3], [1, 6]) == pytest.approx(4 / 7)
+    assert math.isnan(intervals.ratio_of_means([1.0], [0.0]))
     with pytest.raises(ValueError, match="two arrays"):
-        M.ratio_of_means([1, 2], [1])
+        intervals.ratio_of_means([1, 2], [1])

@@ -1,4 +1,4 @@
-"""`scripts/notebooks.py`: what it runs, what it refuses to save, and how its pages look in a browser."""
+"""`lab/notebooks.py`: what it runs, what it refuses to save, and how its pages look in a browser."""
 
 import os
 import signal
@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from pages import WIDGET_NOTE
-from results_table import results_table
 
-import notebooks
+from lab import notebooks
+from lab.pages import WIDGET_NOTE
+from lab.readme import results_table
 
 TITLE = "# 07 · Does it run?\n\nA small notebook, with `code` and a [link](08_other.ipynb)."
 

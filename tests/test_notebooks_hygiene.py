@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-import notebooks
+from lab import notebooks
 
 PATHS = sorted((notebooks.ROOT / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.models import UNet
-from helpers.optim import OPTIMIZERS, make_optimizer
+from helpers.training import OPTIMIZERS, make_optimizer
 
 
 def moved(name, lr=1e-3):

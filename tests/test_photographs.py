@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-import notebooks
+from lab import notebooks
 
 PHOTOS = os.environ.get("TEST_PHOTOS")
 

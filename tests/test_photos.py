@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from helpers.folders import SPLITS, _split_by_name, list_photos
-from helpers.photos import list_tiles, read_mask, read_photo, read_size, read_tile
+from surfaces.folders import SPLITS, _split_by_name, list_photos
+from surfaces.photos import list_tiles, read_mask, read_photo, read_size, read_tile
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -224,7 +224,7 @@ def test_tiles_lie_inside_without_overlap_and_reach_the_edges(tmp_path_factory, 
 
 
 def list_photos_of(path, crack=None):
-    from helpers.photos import Photo
+    from surfaces.photos import Photo
 
     return Photo(path.stem, path, crack, path.stem, path.stem, "here", "test")
 

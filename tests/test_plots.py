@@ -16,17 +16,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from helpers import plots  # noqa: E402
+from helpers.data import Sample  # noqa: E402
 from helpers.metrics import psnr  # noqa: E402
-from helpers.plots import (  # noqa: E402
-    crack_inset,
-    pivot,
-    show_history,
-    show_images,
-    show_outputs,
-    show_results,
-    table,
-)
-from helpers.samples import Sample  # noqa: E402
+from helpers.plots import crack_inset, pivot, show_history, show_images, show_outputs, show_results, table
 
 
 @pytest.fixture(autouse=True)

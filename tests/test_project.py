@@ -12,20 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import project
-from helpers.project import (
-    atomic_path,
-    data_dir,
-    env_path,
-    git_revision,
-    live_seconds,
-    load_results,
-    pick_device,
-    provenance,
-    save_results,
-    set_seed,
-    versions,
-    write_json,
-)
+from helpers.project import data_dir, env_path, live_seconds, load_results, pick_device, set_seed, versions, write_json
+from lab.provenance import git_revision, provenance, save_results
+from surfaces.files import atomic_path
 
 
 @pytest.fixture
@@ -162,7 +151,7 @@ plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow
 
 @given(plain)
 def test_plain_content_stays_as_it_is(content):
-    assert json.loads(json.dumps(project._plain(content))) == json.loads(json.dumps(content))
+    assert json.loads(json.dumps(project.plain(content))) == json.loads(json.dumps(content))
 
 
 def test_results_make_the_round(data):
@@ -184,7 +173,7 @@ def test_missing_results_list_those_there_are(data):
 def test_revision_is_short_or_unknown(monkeypatch, tmp_path):
     revision = git_revision()
     assert revision == "unknown" or set(revision.rstrip("+")) <= set("0123456789abcdef")
-    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.setattr("lab.provenance.ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_revision() == "unknown"
     monkeypatch.setenv("PATH", "")

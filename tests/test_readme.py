@@ -3,9 +3,9 @@
 import re
 
 import pytest
-import readme
 
 from helpers.project import ROOT
+from lab import readme
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 

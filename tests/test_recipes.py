@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from report_losses import SHIPPED
 from safetensors import safe_open
 
-from helpers import recipes, training
 from helpers.checkpoints import build, checkpoint_names, load, read_card, save
 from helpers.data import open_dataset
-from helpers.recipes import RECIPES, Recipe
-from helpers.training import load_or_train, train, training_data
+from lab import recipes
+from lab import train as training
+from lab.recipes import RECIPES, Recipe
+from lab.report_losses import SHIPPED
+from lab.train import load_or_train, train, training_data
 
 TINY = Recipe("UNet", {"width": 2, "stages": 1}, data="drawn", steps=2, batch_size=2, crop=16)
 
@@ -80,7 +81,7 @@ def test_the_two_of_the_drawn_surfaces_differ_in_their_data_alone():
 
 def test_checkpoints_that_are_there_have_a_recipe():
     retrained = [name for name in checkpoint_names() if "run" in read_card(name)]
-    assert set(retrained) <= {*SHIPPED, "hybrid_sharp"}  # scripts/retrain.py trained them, its plan is their recipe
+    assert set(retrained) <= {*SHIPPED, "hybrid_sharp"}  # lab/retrain.py trained them, its plan is their recipe
     for name in set(checkpoint_names()) - set(retrained):
         assert name in RECIPES and RECIPES[name].shipped
         assert read_card(name)["arguments"] == RECIPES[name].arguments

@@ -1,7 +1,8 @@
 """Results of some methods put into those that there are: only where pictures and noise are the same."""
 
 import pytest
-import report
+
+from lab import report
 
 RESULTS = {"revision": "a", "per_item": {"noisy|50": {"mse": [1, 2]}, "unet|50": {"mse": [0.4, 0.5]}},
            "rows": [{"method": name, "source": "wall", "sigma": sigma, "psnr": psnr}

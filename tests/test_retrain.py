@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import report_losses as report
-import retrain
 import torch
 
+from helpers.data import Sample
 from helpers.losses import CamWeightedLoss, RegionalSharpnessLoss
-from helpers.samples import Sample
+from lab import report_losses as report
+from lab import retrain
 
 LABELS = {"group": [str(i) for i in range(18)], "photo": [str(i) for i in range(18)], "source": ["a"] * 9 + ["b"] * 9}
 

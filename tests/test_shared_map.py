@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.cam import layer_features, layers_of
-from helpers.intervals import paired_bootstrap, resampled_means
+from helpers.cam import SharedMap, along, layer_features, layers_of, shared_direction, standardised
 from helpers.models import UNet
-from helpers.shared_map import SharedMap, along, shared_direction, standardised
+from lab.intervals import paired_bootstrap, resampled_means
 
 
 def planted(direction, seed=0, count=6, strength=4.0):
@@ -34,7 +33,7 @@ def test_features_and_their_negative_vote_for_opposite_directions():
 
 
 def test_one_picture_s_vote_is_its_own_oriented_component():
-    from helpers.principal import principal_map
+    from helpers.cam_methods import principal_map
     features, _ = planted(torch.eye(12)[3], count=1)
     alone = standardised(along(features, shared_direction(features)))
     torch.testing.assert_close(alone, standardised(principal_map(features)), atol=1e-3, rtol=1e-3)

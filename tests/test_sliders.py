@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from app.sliders import Divider, WeightWalk, interpolated
 from helpers.data import open_dataset
 from helpers.models import ConvDAE, UNet
-from helpers.sliders import Divider, WeightWalk, interpolated
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from surface_stats import STATISTICS, picture_statistics, spectrum_slope, surface_statistics
 
-from helpers.cracks import DISTRACTORS, draw_cracks, draw_distractors, draw_line, wander
-from helpers.surfaces import KINDS, draw_surface
-from helpers.textures import cast_light, cell_stones, displace, noise, polygon_stones, smooth_noise
+from lab.surface_stats import STATISTICS, picture_statistics, spectrum_slope, surface_statistics
+from surfaces.cracks import DISTRACTORS, draw_cracks, draw_distractors, draw_line, wander
+from surfaces.draw import KINDS, draw_surface
+from surfaces.textures import cast_light, cell_stones, displace, noise, polygon_stones, smooth_noise
 
 LUMA = np.float32([0.299, 0.587, 0.114])
 

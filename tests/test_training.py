@@ -22,12 +22,10 @@ from torch.utils.data import Dataset
 
 from helpers import training
 from helpers.checkpoints import CheckpointError, read_tensors
-from helpers.data import Crops
+from helpers.data import Crops, Sample
 from helpers.metrics import psnr
 from helpers.models import UNet
-from helpers.optim import learning_rate
-from helpers.samples import Sample
-from helpers.training import TrainingError, fit, validate
+from helpers.training import TrainingError, fit, learning_rate, validate
 
 BATCH = 4
 

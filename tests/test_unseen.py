@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.unseen import GAIN, READ, UNSEEN, Familiar, camera_noise, jpeg_noise, mean_tokens
 from helpers.vit import open_vit
+from lab.unseen import GAIN, READ, UNSEEN, Familiar, camera_noise, jpeg_noise, mean_tokens
 
 GREY = torch.full((3, 64, 64), 0.5)
 

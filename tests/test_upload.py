@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.upload import WIDEST, Upload
+from app.sliders import WIDEST, Upload
 
 
 def jpeg(height, width):

@@ -234,7 +234,8 @@ def test_a_network_without_blocks_is_refused():
 def distilled(tmp_path, monkeypatch):
     """Train a tiny student of a tiny teacher on noise, and return what `train_student` does with given arguments."""
     import numpy as np
-    import student
+
+    from lab import student
 
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("DENOISE_DATA", str(tmp_path / "data"))
@@ -268,7 +269,7 @@ def test_the_student_is_written_and_opens_as_the_built_in_vit(distilled, tmp_pat
 
 
 def test_a_student_that_was_stopped_goes_on_the_same(distilled, monkeypatch):
-    import student
+    from lab import student
 
     run, folder = distilled
     run()
@@ -301,7 +302,7 @@ def test_views_are_clean_in_a_tenth_and_of_one_size_per_step(distilled):
 
 
 def test_the_loss_of_a_student_is_by_the_definition(tmp_path):
-    import student
+    from lab import student
 
     teacher = open_vit(save_vit(tmp_path / "teacher", DEEP))
     std = torch.rand(6, 2, 16) + 0.5

@@ -1,0 +1,371 @@
+"""A widget that slides the threshold of an activation map over a picture, with numbers beside it.
+
+What takes time (a map, its area under the curve and the control's) is computed once and kept. Moving the slider only
+thresholds, blends, counts and encodes a PNG for `ipywidgets.Image`: no network is run and no figure is drawn.
+"""
+
+import contextlib
+import html
+import os
+import re
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import ipywidgets as widgets
+import numpy as np
+import torch
+
+from helpers.cam import ActivationMap, activation_map, in_band, keep, layers_of, overlay
+from helpers.cam_methods import GRADIENT_FREE, METHODS, SIGN_RULES, TARGETS, Signed
+from helpers.checkpoints import OtherViTError, checkpoint_names, load
+from helpers.metrics import band_scores, crack_auc, crack_zone, darkness_map
+from helpers.noise import add_noise, noise_generator
+from helpers.plots import show_images
+from helpers.project import ROOT, data_dir
+from helpers.vit import BUILT_IN, open_vit
+from surfaces.files import write_new
+
+CYAN = (0, 255, 255)
+FIGURES = {  # heading -> what it is, its tooltip
+    "pixels kept": "share of the picture that lies inside the band",
+    "crack covered": "share of the crack's pixels that are kept",
+    "precision": "share of the kept pixels that are crack",
+    "IoU": "intersection over union of the kept pixels and the crack",
+    "AUC": "of the whole map, before any threshold: how often a crack pixel is higher than another; 0.5 is chance",
+    "AUC, darkness": "the same of the control: how much darker than its surroundings a pixel is, without any network",
+}
+
+
+class Scene(NamedTuple):
+    """A picture at one noise level, with its mask and what follows from it."""
+
+    noisy: torch.Tensor  # (3, H, W)
+    picture: np.ndarray  # (H, W, 3) uint8, the same to look at
+    mask: np.ndarray | None  # (H, W) bool
+    outline: np.ndarray  # numbers of the pixels around the crack, row by row
+    darkness: float  # AUC of the control
+
+
+class Map(NamedTuple):
+    """A map with its name and the AUC of the whole of it."""
+
+    cam: ActivationMap
+    name: str
+    auc: float
+
+
+def models_here():
+    """The networks to explore whose weights are there: {"ViT": ..., "U-Net": ..., "hybrid": ...}, one at least.
+
+    The U-Net is the one that the hybrid started from, `unet_start`: its half before the ViT joined it.
+
+    The ViT is the one in `DENOISE_VIT` or the built-in one; a hybrid that was trained beside another is left out.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    models = {}
+    if os.environ.get("DENOISE_VIT", "").strip() or (data_dir() / "models" / BUILT_IN / "config.json").is_file():
+        models["ViT"] = open_vit()
+    there = checkpoint_names()
+    for name, file in {"U-Net": "unet_start", "hybrid": "hybrid"}.items():
+        with suppress(OtherViTError):
+            models |= {name: load(file)} if file in there else {}
+    if not models:
+        raise FileNotFoundError("no network to explore: neither a ViT in data/models nor a U-Net in data/checkpoints")
+    return models
+
+
+def make_scene(sample, sigma):
+    """A `Scene` of a `Sample`; noise of another level than its own is drawn as `open_dataset` draws it (seed 0)."""
+    noisy = sample.noisy if sigma == sample.sigma else add_noise(sample.clean, sigma,
+                                                                 noise_generator(sample.name, sigma))
+    picture = overlay(noisy, np.zeros(noisy.shape[-2:], np.float32))
+    if not sample.has_mask:
+        return Scene(noisy, picture, None, np.empty(0, int), float("nan"))
+    mask = sample.mask.numpy()
+    outline = np.flatnonzero(crack_zone(mask, 1) & ~mask)
+    return Scene(noisy, picture, mask, outline, crack_auc(darkness_map(noisy.movedim(0, -1)), mask))
+
+
+def has_effect(method, control):
+    """Whether "target" or "sign" can change the maps of a method."""
+    return method not in GRADIENT_FREE if control == "target" else issubclass(METHODS[method], Signed)
+
+
+def make_map(model, scene, layer, method, target, sign, name):
+    """A `Map` of a scene; arguments as in `activation_map`."""
+    cam = activation_map(model, scene.noisy, layer, method, target, sign)
+    return Map(cam, name, float("nan") if scene.mask is None else crack_auc(cam.raw, scene.mask))
+
+
+def view(scene, shown, lower, upper, by="value", opacity=0.5, outline=False):
+    """A map under a band: the blended picture (H, W, 3) uint8, and its `band_scores`."""
+    kept = in_band(shown.cam.map, lower, upper, by)
+    picture = overlay(scene.picture, keep(shown.cam.map, kept), opacity)
+    if outline:
+        picture.reshape(-1, 3)[scene.outline] = CYAN
+    return picture, band_scores(kept, scene.mask)
+
+
+def encode_png(picture):
+    """A picture (H, W, 3) uint8 as PNG bytes, by OpenCV: three times as fast as Pillow, and no larger."""
+    return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def numbers(scene, maps, scores):
+    """An HTML table with a row of `FIGURES` per map; `scores` as `view` gives them. What is not defined is a dash."""
+    headings = [f'<th title="{tip}">{name}</th>' for name, tip in FIGURES.items()]
+    rows = ["<th></th>" + "".join(headings)]
+    for shown, score in zip(maps, scores, strict=True):
+        cells = [html.escape(shown.name), f"{100 * score['kept']:.1f} %"]
+        if scene.mask is not None and scene.mask.any():
+            cells += [f"{100 * score['covered']:.1f} %", *(f"{x:.2f}".replace("nan", "–") for x in
+                      (score["precision"], score["iou"], shown.auc, scene.darkness))]
+        else:
+            cells.append(f"there is no {'mask' if scene.mask is None else 'crack'} to compare with")
+        spans = ["1"] * len(cells[1:]) + [str(1 + len(FIGURES) - len(cells[1:]))]
+        rows.append("".join(f'<td colspan="{n}">{cell}</td>' for n, cell in zip(spans, cells, strict=True)))
+    return "<table><tr>" + "</tr><tr>".join(rows) + "</tr></table>"
+SIGMAS = (0, 15, 25, 50, 75)
+KEPT_MAPS, KEPT_SCENES = 64, 16  # a map of 224 x 224 takes 0.2 MB, a scene 1 MB
+STYLE = """<style>
+.cam-explorer .widget-readout { min-width: 90px }
+.cam-explorer td, .cam-explorer th { padding: 0 12px 0 0; line-height: 20px; text-align: left; vertical-align: bottom }
+.cam-explorer td { white-space: nowrap }
+</style>"""
+BANDS = {"values": "value", "quantiles": "quantile", "Otsu's threshold": "otsu"}
+
+
+class CamExplorer(widgets.VBox):
+    """Look at activation maps of several networks under a threshold slider.
+
+    Every control is an attribute with a `value`, for code as for a hand: `picture` (number of the sample), `branch`,
+    `layer`, `method`, `band` (lower, upper); folded away `second` (a method beside the first, or None), `by`, `target`,
+    `sign`, `sigma`, `opacity`, `outline`. Numbers stand in `line`, what went wrong in `message`.
+
+    Args:
+        models: dict from a name to a network that `layers_of` knows.
+        samples: list of `Sample`; those without a mask are shown without numbers that need one. A noise level other
+            than their own is drawn as `open_dataset` would (seed 0).
+        lower, upper: the band at the start, 0 <= lower <= upper <= 1.
+        folder: where pictures are saved; None: `pictures/` in the clone.
+
+    Raises:
+        ValueError: no networks or no samples, or a network without ViT blocks and U-Net stages.
+
+    >>> from helpers.data import open_dataset
+    >>> from helpers.models import UNet
+    >>> explorer = CamExplorer({"U-Net": UNet(4)}, [open_dataset("test", photos=False, length=1)[0]])
+    >>> explorer.band.value = (0.6, 1.0)
+    >>> bytes(explorer.maps[0].value[:4])
+    b'\\x89PNG'
+    """
+
+    def __init__(self, models, samples, lower=0.4, upper=0.9, folder=None):
+        if not models or not samples:
+            raise ValueError(f"an explorer needs networks and samples, got {len(models)} and {len(samples)}")
+        self.models, self.samples = dict(models), list(samples)
+        self.folder = Path(folder or ROOT / "pictures")
+        self._layers = {name: list(layers_of(model)) for name, model in self.models.items()}
+        self._scene_of = lru_cache(KEPT_SCENES)(self._make_scene)
+        self._map_of = lru_cache(KEPT_MAPS)(self._compute_map)
+        self._scene, self._maps, self._shown, self._held = None, [], [], False
+        self._make_controls(lower, upper)
+        super().__init__([widgets.HTML(STYLE, layout={"display": "none"}), self._arrange()])
+        self.add_class("cam-explorer")
+        self._list_layers()
+        self._start = {control: control.value for control in (*self._choices, *self._views)}
+        self.branch.observe(self._list_layers, "value")
+        self._listen(self._choices, self._update)
+        self._listen(self._views, self._redraw)
+        self._attempt(self._update)
+
+    # Controls ---------------------------------------------------------------------------------------------------------
+
+    def _make_controls(self, lower, upper):
+        def control(kind, label, tooltip, **options):
+            return kind(description=label, tooltip=tooltip, style={"description_width": "68px"},
+                        layout={"width": "auto"}, **options)
+
+        names = [(f"{sample.name} ({sample.source})", i) for i, sample in enumerate(self.samples)]
+        sigmas = sorted({*SIGMAS, float(self.samples[0].sigma)})
+        self.picture = control(widgets.Dropdown, "Picture", "which picture the networks see", options=names, value=0)
+        self.branch = control(widgets.Dropdown, "Branch", "which network", options=list(self.models))
+        self.layer = control(widgets.Dropdown, "Layer", "in the order in which a picture passes them")
+        self.method = control(widgets.Dropdown, "Method", "how a layer's features become a map", options=list(METHODS))
+        self.band = control(widgets.FloatRangeSlider, "Threshold", "what lies between both ends is kept; with the "
+                            "keyboard: arrows, Page Up, Page Down", min=0, max=1, step=0.01, value=(lower, upper))
+        self.second = control(widgets.Dropdown, "Beside it", "a second method under the same threshold",
+                              options=[("nothing", None), *((name, name) for name in METHODS)])
+        self.by = control(widgets.Dropdown, "Band of", "values of the map (scaled per picture), its quantiles "
+                          "(comparable between pictures), or Otsu's threshold instead of the slider", options=BANDS)
+        self.target = control(widgets.Dropdown, "Target", "what the gradient is taken of; methods without a gradient "
+                              "ignore it\n" + "\n".join(f"{name}: {text}" for name, text in TARGETS.items()),
+                              options=list(TARGETS))
+        self.sign = control(widgets.Dropdown, "Sign", "which end of a principal component is up",
+                            options=["auto", *SIGN_RULES, "library"])
+        self.sigma = control(widgets.Dropdown, "Noise", "standard deviation of the noise in what the networks see",
+                             options=[(f"{s:g}/255" if s else "none", s) for s in sigmas], value=self.samples[0].sigma)
+        self.opacity = control(widgets.FloatSlider, "Opacity", "of the map over the picture", min=0, max=1, step=0.05,
+                               value=0.5)
+        self.outline = control(widgets.Checkbox, "Outline of the crack", "from the mask, in cyan", value=False)
+        self.outline.style.description_width = "initial"
+        self._choices = (self.picture, self.branch, self.layer, self.method, self.second, self.target, self.sign,
+                         self.sigma)
+        self._views = (self.band, self.by, self.opacity, self.outline)
+
+    def _arrange(self):
+        more = widgets.ToggleButton(description="More settings", tooltip="show or hide the rest")
+        reset = widgets.Button(description="Reset", tooltip="all settings as they were at the start")
+        save = widgets.Button(description="Save picture", tooltip="the maps shown, as a PNG file")
+        reset.on_click(lambda _: self.reset())
+        save.on_click(lambda _: self._attempt(self._save_and_say))
+        for button in (more, reset, save):
+            button.layout = {"width": "auto", "flex": "1 1 auto"}
+        folded = widgets.VBox([self.second, self.by, self.target, self.sign, self.sigma, self.opacity, self.outline],
+                              layout={"display": "none"})
+        more.observe(lambda change: folded.layout.set_trait("display", "flex" if change.new else "none"), "value")
+
+        self.line, self.message = widgets.HTML(), widgets.HTML()
+        self.plain, *self.maps = (widgets.Image(format="png", layout={"width": "100%"}) for _ in range(3))
+        self._titles = [widgets.HTML() for _ in range(3)]
+        frame = {"flex": "1 1 200px", "max_width": "310px", "overflow": "hidden", "padding": "0 8px 0 0"}
+        self._frames = [widgets.VBox([title, image], layout=frame)
+                        for title, image in zip(self._titles, (self.plain, *self.maps), strict=True)]
+        for part, name in ((self.maps[0], "map"), (self.line, "line"), (self.message, "message")):
+            part.add_class(f"cam-{name}")
+        front = [self.picture, self.branch, self.layer, self.method, self.band]
+        controls = widgets.VBox([*front, widgets.HBox([reset, save, more]), folded],
+                                layout={"flex": "0 0 310px", "margin": "0 16px 0 0"})
+        frames = widgets.HBox(self._frames, layout={"flex_flow": "row wrap"})
+        pictures = widgets.VBox([frames, self.line, self.message], layout={"flex": "1 1 600px", "min_height": "420px"})
+        return widgets.HBox([controls, pictures], layout={"flex_flow": "row wrap"})
+
+    def _listen(self, controls, work):
+        for control in controls:
+            control.observe(lambda _: self._held or self._attempt(work), "value")
+
+    @contextlib.contextmanager
+    def _hold(self):
+        """Let controls change without anything following."""
+        before, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def _attempt(self, work):
+        """Do something; should it fail, say why in words and leave the picture as it is."""
+        try:
+            work()
+        except Exception as error:  # of whatever kind: nobody would see it in a kernel's log
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            self._say(f"{kind}{error}" + " (The last picture stays.)" * bool(self._maps), "#b00020")
+
+    def _say(self, words, colour="inherit"):
+        self.message.value = f'<span role="status" style="color:{colour}">{html.escape(words)}</span>'
+
+    def _list_layers(self, _=None):
+        names = self._layers[self.branch.value]
+        blocks = [name for name in names if name.startswith("block")]
+        with self._hold():
+            self.layer.options = names
+            self.layer.value = blocks[5 * len(blocks) // 12] if blocks else "bottleneck"  # later maps: bright corners
+
+    def reset(self):
+        """Set every control as it was at the start."""
+        with self._hold():
+            for control, value in self._start.items():
+                control.value = value
+        self._attempt(self._update)
+
+    # What takes time, and is kept -------------------------------------------------------------------------------------
+
+    def _make_scene(self, index, sigma):
+        return make_scene(self.samples[index], sigma)
+
+    def _compute_map(self, branch, layer, method, target, sign, *scene):
+        name = f"{method}, {branch}, {layer}"
+        self._say(f"Computing {name} …")
+        return make_map(self.models[branch], self._scene_of(*scene), layer, method, target, sign, name)
+
+    def _chosen_map(self, method):
+        """The map by `method` as the controls say; what has no effect on it makes no second one."""
+        target = self.target.value if has_effect(method, "target") else "mean"
+        sign = self.sign.value if has_effect(method, "sign") else "auto"
+        return self._map_of(self.branch.value, self.layer.value, method, target, sign, self.picture.value,
+                            self.sigma.value)
+
+    def _update(self):
+        """Show the maps that the controls ask for, computing those that are not there yet."""
+        methods = [method for method in (self.method.value, self.second.value) if method]
+        self.target.disabled = not any(has_effect(method, "target") for method in methods)
+        self.sign.disabled = not any(has_effect(method, "sign") for method in methods)
+        maps = [self._chosen_map(method) for method in methods]
+        self._scene, self._maps = self._scene_of(self.picture.value, self.sigma.value), maps
+        titles = (f"input, noise {self.sigma.value:g}/255", *(shown.name for shown in maps), "")
+        for title, text in zip(self._titles, titles, strict=False):
+            title.value = html.escape(text)
+        self.plain.value = encode_png(self._scene.picture)
+        self._frames[2].layout.display = "flex" if len(maps) > 1 else "none"
+        self._redraw()
+        self._say("")
+
+    # What a slider move does ------------------------------------------------------------------------------------------
+
+    def _redraw(self):
+        """Threshold, blend, count and encode every map shown."""
+        self.band.disabled = self.by.value == "otsu"
+        views = [self._view(shown, *self.band.value) for shown in self._maps]
+        self._shown = [picture for picture, _ in views]
+        for image, picture in zip(self.maps, self._shown, strict=False):
+            image.value = encode_png(picture)
+        self.line.value = numbers(self._scene, self._maps, [scores for _, scores in views])
+
+    def _view(self, shown, lower, upper):
+        return view(self._scene, shown, lower, upper, self.by.value, self.opacity.value, self.outline.value)
+
+    # To keep ----------------------------------------------------------------------------------------------------------
+
+    def save(self):
+        """Write the maps as they are shown, side by side, to a new PNG file in `folder`; return its path."""
+        self._want_maps()
+        lower, upper = self.band.value
+        name = f"{self.samples[self.picture.value].name}-{self._maps[0].name}-{lower:.2f}-{upper:.2f}"
+        return write_new(self.folder / (re.sub(r"[^\w.]+", "-", name) + ".png"), encode_png(np.hstack(self._shown)))
+
+    def _save_and_say(self):
+        self._say(f"Saved as {self.save()}")
+
+    def grid(self, thresholds=(0.2, 0.4, 0.6, 0.8)):
+        """The explorer on paper: what it shows, under several thresholds, a row per map.
+
+        Args:
+            thresholds: bands (lower, upper), or lower ends alone, the upper one then being the slider's.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ValueError: no such band; no map could be computed yet.
+        """
+        self._want_maps()
+        pictures, titles = [], []
+        for shown in self._maps:
+            pictures.append(self._scene.picture)
+            titles.append(shown.name.replace(", ", "\n", 1))
+            for band in thresholds:
+                lower, upper = band if np.ndim(band) else (band, self.band.value[1])
+                picture, scores = self._view(shown, lower, upper)
+                pictures.append(picture)
+                iou = "" if np.isnan(scores["iou"]) else f", IoU {scores['iou']:.2f}"
+                titles.append(f"{lower:.2f} to {upper:.2f}\nkept {100 * scores['kept']:.1f} %{iou}")
+        return show_images([picture / 255 for picture in pictures], titles, columns=1 + len(thresholds))
+
+    def _want_maps(self):
+        if not self._maps:
+            raise ValueError("there is no map to show yet")

@@ -1,0 +1,224 @@
+"""What the fast ways save, as ratios measured in one run.
+
+On the CPU, one thread is used and its processor time counted, so that other programs do not disturb the ratios; on a
+GPU it is the time on the clock.
+
+    python -m lab.bench losses       the regional sharpness loss: pooled, unfolded, and in a loop over windows;
+                                         what the CAM-weighted loss adds to a training step of the hybrid
+    python -m lab.bench cam          EigenCAM and KPCA_CAM beside pytorch-grad-cam's own
+    python -m lab.bench slider       a move of the explorer's slider beside a map computed anew in a new figure
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from helpers.cam import layers_of
+from helpers.losses import CamWeightedLoss, CombinedLoss, RegionalSharpnessLoss, window_scores
+from helpers.models import HybridViTUNet
+from helpers.project import pick_device
+from helpers.vit import open_vit
+
+
+def now(device):
+    """Return seconds: of this process's processor time on the CPU, on the clock when a GPU has finished its work."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def measure(work, device, repeats):
+    """Return the median seconds of `work()` and the peak MB it allocates, after a warm-up (one repeat: neither)."""
+    memory = peak_memory(work, device) / 1e6 if repeats > 1 else None  # watching a slow loop takes too long
+    seconds = []
+    for _ in range(repeats):
+        began = now(device)
+        work()
+        seconds.append(now(device) - began)
+    return statistics.median(seconds), memory
+
+
+def peak_memory(work, device):
+    """Return the most bytes that `work()` holds at a time beyond what was there: torch's own count of allocations."""
+    if device.type == "cuda":
+        work()
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    held, most = 0, 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+def compare(title, works, device, repeats, slow=()):
+    """Print seconds and memory of `works` with their ratios to the first; return its seconds. `slow` ones run once."""
+    print(title)
+    rows = {name: measure(work, device, 1 if name in slow else repeats) for name, work in works.items()}
+    first_seconds, first_memory = next(iter(rows.values()))
+    print(f"{'':36}{'ms':>10}{'peak MB':>10}{'time':>10}{'memory':>10}")
+    for name, (seconds, memory) in rows.items():
+        peak, times = ("", "") if memory is None else (f"{memory:.1f}", f"{memory / first_memory:.1f}x")
+        print(f"{name:36}{1000 * seconds:10.1f}{peak:>10}{seconds / first_seconds:9.1f}x{times:>10}")
+    return first_seconds
+LOOPS = ("loop over files and windows", "loop, each window cut out once")
+
+
+def unfolded_scores(pictures, window, step):
+    """The window scores (B, windows) of (B, C, H, W) by unfolding: every window's differences are laid out."""
+    views = pictures.unfold(2, window, step).unfold(3, window, step)  # (B, C, rows, columns, window, window), no copy
+    pairs = (views[..., 1:] - views[..., :-1], views[..., 1:, :] - views[..., :-1, :],
+             views[..., 1:, 1:] - views[..., :-1, :-1], views[..., 1:, :-1] - views[..., :-1, 1:])
+    total = sum(pair.abs().sum((-2, -1)) for pair in pairs)  # (B, C, rows, columns)
+    return total.mean(1).flatten(1) / sum(pair[0, 0, 0, 0].numel() for pair in pairs)
+
+
+def looped_scores(pictures, window, step):
+    """The same in a loop over pictures and windows, every pair taken from the batch, as one would write it first."""
+    scores, pairs = [], 2 * window * (window - 1) + 2 * (window - 1) ** 2
+    for index in range(len(pictures)):
+        for top in range(0, pictures.shape[2] - window + 1, step):
+            for left in range(0, pictures.shape[3] - window + 1, step):
+                total, bottom, right = 0, top + window, left + window
+                for down, along in ((0, 1), (1, 0), (1, 1), (1, -1)):
+                    there = slice(left + max(along, 0), right - max(-along, 0))
+                    here = slice(left + max(-along, 0), right - max(along, 0))
+                    total = total + (pictures[index, :, top + down:bottom, there]
+                                     - pictures[index, :, top:bottom - down, here]).abs().sum()
+                scores.append(total / (pairs * pictures.shape[1]))
+    return torch.stack(scores).view(len(pictures), -1)
+
+
+def careful_scores(pictures, window, step):
+    """The same loop with each window cut out of its picture once, which spares the backward pass most of its work."""
+    scores = []
+    for picture in pictures:
+        for top in range(0, picture.shape[1] - window + 1, step):
+            for left in range(0, picture.shape[2] - window + 1, step):
+                view = picture[:, top:top + window, left:left + window]
+                pairs = (view[:, :, 1:] - view[:, :, :-1], view[:, 1:] - view[:, :-1],
+                         view[:, 1:, 1:] - view[:, :-1, :-1], view[:, 1:, :-1] - view[:, :-1, 1:])
+                scores.append(torch.cat([pair.flatten(1) for pair in pairs], 1).abs().mean())
+    return torch.stack(scores).view(len(pictures), -1)
+
+
+def plain_scores(picture, window, step):
+    """The same of one picture as a nested list (C, H, W), pair by pair, in Python without any array."""
+    channels, height, width = len(picture), len(picture[0]), len(picture[0][0])
+    scores = []
+    for top in range(0, height - window + 1, step):
+        for left in range(0, width - window + 1, step):
+            total, pairs = 0.0, 0
+            for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+                for y in range(top, top + window - down):
+                    for x in range(left + max(-right, 0), left + window - max(right, 0)):
+                        for channel in picture:
+                            total += abs(channel[y + down][x + right] - channel[y][x])
+                        pairs += 1
+            scores.append(total / (pairs * channels))
+    return scores
+
+
+def bench_losses(options):
+    """Forward and backward of the regional sharpness loss, batch 8 at 224 x 224, windows of 32."""
+    device, window = pick_device(), 32
+    generator = torch.Generator().manual_seed(0)
+    clean, denoised = torch.rand(2, 8, 3, 224, 224, generator=generator).to(device)
+    gradients = {}
+
+    def step(name, loss):
+        def work():
+            leaf = denoised.clone().requires_grad_()
+            loss(leaf).backward()
+            gradients[name] = leaf.grad
+        return work
+
+    def by(scores):
+        def loss(leaf):
+            got, wanted = (scores(x, window, window // 2).sort(1, descending=True).values for x in (leaf, clean))
+            return (got - wanted).abs().mean()
+        return loss
+
+    pooled = RegionalSharpnessLoss(window, scale=1.0)
+    works = {"pooled difference maps (ours)": step("pooled", lambda leaf: pooled(leaf, clean)),
+             "unfolded windows": step("unfolded", by(unfolded_scores)),
+             LOOPS[0]: step("loop", by(looped_scores)), LOOPS[1]: step("careful loop", by(careful_scores))}
+    first = compare(f"{bench_losses.__doc__} On {device.type}.", works, device,
+            options.repeats, slow=LOOPS)
+    picture = denoised[0].tolist()
+    began = time.process_time()
+    wanted = torch.tensor(plain_scores(picture, window, window // 2))
+    seconds = 2 * len(denoised) * (time.process_time() - began)
+    print(f"{'loop over windows and pairs *':36}{1000 * seconds:10.1f}{'':10}{seconds / first:9.1f}x\n"
+          f"* plain Python, scores without gradients; one picture timed, times {2 * len(denoised)}")
+    torch.testing.assert_close(window_scores(denoised[:1], window).flatten().cpu(), wanted, rtol=1e-4, atol=0)
+    for name, gradient in gradients.items():
+        error = (gradient - gradients["pooled"]).norm() / gradients["pooled"].norm()
+        if not error < 1e-3:
+            raise SystemExit(f"{name} and pooled do not agree: gradients differ by {float(error):.2g}")
+
+
+    bench_step(options)
+
+
+def bench_step(options):
+    """A training step of the hybrid (width 32, batch 8 at 224 x 224), float32."""
+    device = pick_device()
+    try:
+        vit = open_vit()
+    except FileNotFoundError as error:
+        print(f"\nNo training step: {error}")
+        return
+    model = HybridViTUNet(width=32, vit=open_vit()).to(device)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    clean, noisy = torch.rand(2, 8, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def step(loss):
+        def work():
+            optimizer.zero_grad()
+            loss(model(noisy), clean).backward()
+            optimizer.step()
+        return work
+
+    weighted = CombinedLoss({"cam": (CamWeightedLoss(vit, layer=list(layers_of(vit))[7]), 0.2)})
+    works = {"MSE": step(CombinedLoss({})), "MSE and CAM-weighted": step(weighted)}
+    print()
+    step(nn.MSELoss())()  # the first step also makes the optimizer's state
+    compare(f"{bench_step.__doc__} On {device.type}.", works, device, 1, slow=tuple(works))
+
+
+def bench_cam(options):
+    """The maps: see bench_cam.py."""
+    from lab.bench_cam import bench_cam as run  # its measurements are processes of their own
+
+    run()
+
+
+def bench_slider(options):
+    """The explorer: see bench_slider.py."""
+    from lab.bench_slider import bench_slider as run  # widgets and figures, which the others do without
+
+    run(options.repeats)
+BENCHES = {"losses": bench_losses, "cam": bench_cam, "slider": bench_slider}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bench", choices=BENCHES)
+    parser.add_argument("--repeats", type=int, default=10, help="how often each is timed (the median counts)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    BENCHES[options.bench](options)
+
+
+if __name__ == "__main__":
+    main()

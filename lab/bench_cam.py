@@ -1,0 +1,105 @@
+"""Time and peak memory of the maps beside pytorch-grad-cam's own, as ratios in one run.
+
+Every measurement runs in a process of its own, so that one does not pay for another's memory, and on one thread, in
+seconds of processor time, so that other work on the machine does not count.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+SHAPES = {(14, 14, 192): True, (56, 56, 128): True, (96, 96, 64): True, (224, 224, 32): False}  # also the library's?
+KERNELS = {"EigenCAM": "get_2d_projection", "KPCA_CAM": "get_2d_projection_kernel"}  # the library's functions
+MIB = 2**20
+
+
+def _activations(height, width, channels):
+    """Smooth positive features with a falling spectrum, like a ReLU's: (1, C, h, w) float32."""
+    rng = np.random.default_rng(0)
+    basis = rng.standard_normal((channels, channels)) * np.geomspace(1, 0.05, channels)
+    noise = rng.standard_normal((height * width, channels)) @ basis.T
+    noise[:, 0] += np.linspace(-3, 3, height * width) * np.sqrt(channels)
+    return np.maximum(noise, 0).T.reshape(1, channels, height, width).astype(np.float32)
+
+
+def _peak():
+    """Peak resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def measure(method, size, own):
+    """Return processor seconds (the least of up to five runs) and the first run's peak bytes above what was there."""
+    import torch
+    from pytorch_grad_cam.utils import svd_on_activations
+
+    from helpers import cam_methods
+    from helpers.cam_methods import orient, principal_map
+
+    if method == "EigenCAM" and own:
+        def run(activations):
+            return principal_map(torch.from_numpy(activations)).numpy()
+    elif own:
+        def run(activations):
+            features = torch.from_numpy(activations)
+            return orient(cam_methods.kernel_projection(features[0])[None], features).numpy()
+    else:
+        run = getattr(svd_on_activations, KERNELS[method])
+    run(_activations(8, 8, 8))  # loads what is loaded on first use
+    activations = _activations(*size)
+    before, seconds = _peak(), []
+    for _ in range(5):
+        start = time.process_time()
+        run(activations)
+        seconds.append(time.process_time() - start)
+        if len(seconds) == 1:
+            peak = _peak() - before
+        if sum(seconds) > 2:
+            break
+    return {"seconds": min(seconds), "bytes": peak}
+
+
+def _in_process(method, size, own):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure", json.dumps([method, size, own])]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def bench_cam():
+    """Print and return one row per method and size: seconds, peak MiB, and the library's divided by ours."""
+    rows = []
+    print("processor seconds on one thread, peak memory above the loaded libraries'")
+    print("method    size          ours s   ours MiB  library s  library MiB  times faster  times less memory")
+    for size, compare in SHAPES.items():
+        for method in KERNELS:
+            ours = _in_process(method, size, True)
+            row = {"method": method, "size": list(size), "seconds": ours["seconds"], "mib": ours["bytes"] / MIB}
+            text = f"{method:<9} {'x'.join(map(str, size)):<12} {row['seconds']:>7.4f} {row['mib']:>10.1f}"
+            if compare:
+                theirs = _in_process(method, size, False)
+                row |= {"library_seconds": theirs["seconds"], "library_mib": theirs["bytes"] / MIB,
+                        "faster": theirs["seconds"] / ours["seconds"],
+                        "less_memory": theirs["bytes"] / max(ours["bytes"], MIB)}  # under 1 MiB it is not resolved
+                text += (f" {row['library_seconds']:>10.3f} {row['library_mib']:>12.1f} {row['faster']:>13.1f}"
+                         f" {row['less_memory']:>18.1f}")
+            print(text, flush=True)
+            rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(*json.loads(arguments.measure))))
+    else:
+        bench_cam()

@@ -1,0 +1,261 @@
+"""Measure every method on the fixed test sets and write data/results/*.json.
+
+    python -m lab.report baselines                the built-in test set: drawn surfaces and photo-texture
+    python -m lab.report photos                   all test tiles of CRACK_PHOTOS
+    python -m lab.report surfaces                 drawn surfaces against the photographs of CRACK_PHOTOS
+    python -m lab.report student                  what the built-in ViT sees under noise, on those photographs
+    python -m lab.report photos --methods bm3d    measure only these now; the full report then finds them done
+    python -m lab.report photos --methods unet --into    and put them into the results that there are
+
+Each method's figures are kept in data/cache/report/ until the method, its parameters or its weights change, so a
+report that was stopped goes on where it was.
+"""
+
+import argparse
+import hashlib
+import json
+from collections import defaultdict
+from functools import partial
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset
+from tqdm import tqdm
+
+from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
+from helpers.data import open_dataset
+from helpers.denoise import denoise
+from helpers.project import data_dir, env_path, load_results, write_json
+from lab.filters import FILTERS, GRIDS, search
+from lab.intervals import ratio_of_means
+from lab.measures import evaluate_picture, legibility_ap
+from lab.provenance import provenance, save_results
+from lab.report_student import report_student
+from lab.student import TEACHER
+from lab.surface_stats import surface_statistics
+from surfaces.files import atomic_path
+
+SIGMAS = (15, 25, 50)
+KEPT = ("mse", "ssim", "sharpness", "sharpness_clean", "aligned_numerator", "aligned_denominator", "mse_crack",
+        "mse_rest", "legibility", "legibility_outside")
+DENOISERS = ("dense", "dense_skip", "conv", "unet_start", "unet", "hybrid_classic", "hybrid", "hybrid_regional",
+             "hybrid_frequency", "hybrid_frequency_hf", "hybrid_wavelet", "hybrid_cam")
+
+
+def numpy_picture(tensor):
+    return tensor.permute(1, 2, 0).numpy()
+
+
+def cached(key, measure):
+    """Return what `measure()` gives, kept under `key` (a dict of plain values)."""
+    text = json.dumps(key, sort_keys=True)
+    path = data_dir() / "cache" / "report" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+    if not path.is_file():
+        write_json(path, {"key": key, "value": measure()}, indent=None)
+    return json.loads(path.read_text())["value"]
+
+
+def remembered(function):
+    """Return `function` of a noisy picture with its outputs kept on disk: BM3D takes seconds a picture."""
+    def recall(noisy, sigma, **parameters):
+        path = data_dir() / "cache" / "bm3d" / f"{hashlib.sha256(noisy.tobytes()).hexdigest()[:20]}-{sigma}.npy"
+        if not path.is_file():
+            with atomic_path(path) as temporary:
+                np.save(temporary, function(noisy, sigma, **parameters).astype(np.float16))
+        return np.load(path).astype(np.float32)
+    return recall
+
+
+def chosen_parameters(sigma, only=None):
+    """Return each filter's best parameters on validation pictures, drawn and (where there are some) photographs.
+
+    Where methods are named, `only` the filters among them.
+    """
+    photos = env_path("CRACK_PHOTOS")
+    parts = [open_dataset("valid", photos=False, sigma=sigma, length=6)]
+    parts += [open_dataset("valid", photos=photos, sigma=sigma, length=6)] if photos else []
+    samples = ConcatDataset(parts)
+    names = [item.name for part in parts for item in part.items]
+    return {name: cached({"search": name, "grid": GRIDS[name], "sigma": sigma, "pictures": names},
+                         lambda name=name: search(name, list(samples), sigma)[0][1])
+            for name in FILTERS if not only or name in only}
+
+
+def methods(sigma, only=None):
+    """Yield (name, key, function of a noisy (H, W, 3) picture) for filters and trained denoisers, or `only` some."""
+    if not only or "noisy" in only:
+        yield "noisy", {}, lambda noisy: noisy
+    for name, parameters in chosen_parameters(sigma, only).items():
+        function = remembered(FILTERS[name]) if name == "bm3d" else FILTERS[name]
+        yield name, parameters, partial(function, sigma=sigma, **parameters)
+    for name in (name for name in DENOISERS if name in checkpoint_names() and (not only or name in only)):
+        model = load(name)
+        yield name, {"sha256": sha256(checkpoint_path(name))}, lambda noisy, model=model: denoise(model, noisy)
+
+
+def reader():
+    """Return the crack segmenter's probability map of a picture, or None where it is not trained yet."""
+    if "segmenter" not in checkpoint_names():
+        return None, None
+    model = load("segmenter")
+
+    @torch.inference_mode()
+    def read(picture):
+        picture = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+        return torch.sigmoid(model(picture[None]))[0, 0].numpy()
+    return read, sha256(checkpoint_path("segmenter"))
+
+
+def measure_legibility(picture, mask, read):
+    """Return crack legibility of a picture (H, W, 3), both ways to leave out pixels, NaN where there is no crack."""
+    probability = read(np.clip(picture, 0, 1)) if read and mask.any() else None
+    return {figure: float("nan") if probability is None else legibility_ap(probability, mask, side=side)
+            for figure, side in (("legibility", "both"), ("legibility_outside", "outside"))}
+
+
+def measure(samples, function, read, label):
+    """Return {figure: [one value per test picture]} for one method."""
+    columns = defaultdict(list)
+    for sample in tqdm(samples, desc=label, leave=False, mininterval=5):
+        noisy, clean, mask = numpy_picture(sample.noisy), numpy_picture(sample.clean), sample.mask.numpy()
+        denoised = np.asarray(function(noisy), np.float32)
+        row = evaluate_picture(denoised, clean, mask)
+        row |= measure_legibility(denoised, mask, read)
+        for figure in KEPT:
+            columns[figure].append(float(f"{row[figure]:.5g}"))
+    return dict(columns)
+
+
+def rows_of(method, sigma, items, columns):
+    """Return one row per source and one, "mean", in which the sources weigh equally."""
+    sources = list(dict.fromkeys(item.source for item in items))
+    rows = []
+    for source in sources:
+        here = [i for i, item in enumerate(items) if item.source == source]
+        value = {figure: np.array(columns[figure], float)[here] for figure in columns}
+        rows.append({
+            "method": method, "source": source, "sigma": sigma, "n": len(here), "mse": value["mse"].mean(),
+            "psnr": (-10 * np.log10(value["mse"])).mean(), "ssim": value["ssim"].mean(),
+            "sharpness": ratio_of_means(value["sharpness"], value["sharpness_clean"]),
+            "aligned_sharpness": ratio_of_means(value["aligned_numerator"], value["aligned_denominator"]),
+            "mse_crack": np.nanmean(value["mse_crack"]), "mse_rest": np.nanmean(value["mse_rest"]),
+            **{figure: np.nanmean(value[figure]) if np.isfinite(value[figure]).any() else np.nan
+               for figure in ("legibility", "legibility_outside")},
+        })
+    figures = [figure for figure in rows[0] if figure not in ("method", "source", "sigma", "n")]
+    mean = {figure: np.mean([row[figure] for row in rows]) for figure in figures}
+    return [*rows, {"method": method, "source": "mean", "sigma": sigma, "n": len(items), **mean}]
+
+
+def report(name, photos, only=None, sigmas=SIGMAS, skip=(), into=False):
+    """Measure the test set (built-in, or `photos`) at every sigma; write results `name` when complete.
+
+    With `only` nothing is written, or, `into` the results that there are, the rows of these methods (`merged`).
+    """
+    wanted = {"noisy", *only} if into else set(only or ())
+    rows, per_item, parameters, items = [], {}, {}, None
+    for sigma in sigmas:
+        read, reader_key = reader() if sigma == 50 else (None, None)  # crack legibility: at the standard noise
+        dataset = open_dataset("test", photos=photos, sigma=sigma)
+        items = dataset.items
+        samples = None
+        parameters[str(sigma)] = chosen_parameters(sigma, wanted)
+        for method, key, function in methods(sigma, wanted):
+            if f"{method}|{sigma}" in skip:
+                continue
+            if samples is None:
+                samples = [dataset[i] for i in range(len(dataset))]
+            full_key = {"method": method, **key, "sigma": sigma, "pictures": [item.name for item in items],
+                        "reader": reader_key, "content": content_key(samples)}
+            columns = cached(full_key, partial(measure, samples, function, read, f"{method} {sigma}"))
+            rows += rows_of(method, sigma, items, columns)
+            per_item[f"{method}|{sigma}"] = columns
+            print(f"{method:14} sigma {sigma:2}  {rows[-1]['psnr']:6.2f} dB  SSIM {rows[-1]['ssim']:.3f}", flush=True)
+    command = " ".join(["python -m lab.report", name, *(["--skip", *map(repr, skip)] if skip else []),
+                        *(["--methods", *only, "--into"] if into else [])])
+    if not only:
+        save_results(name, {**provenance(command, 0), "parameters": parameters,
+                            "rows": rows, "items": [list(item) for item in items], "per_item": per_item})
+    elif into:
+        results = merged(load_results(name), rows, per_item, {**provenance(command, 0), "methods": only})
+        for sigma, found in parameters.items():
+            results["parameters"][sigma] |= found
+        save_results(name, results)
+
+
+def merged(results, rows, per_item, note):
+    """Return `results` with rows and figures of the methods in `note` replaced or added; "updates" keeps the `note`.
+
+    "noisy", measured again among them, must have the figures that it had, to three digits.
+
+    Raises:
+        ValueError: the results are of other pictures, another noise or another reader; a method was not measured.
+    """
+    if missing := sorted(set(note["methods"]) - {row["method"] for row in rows}):
+        raise ValueError(f"no method or no checkpoint {', '.join(missing)}")
+    def figures(per_item, key):  # those of the segmenter differ in the last digit between machines
+        found = per_item.get(key, {})
+        return np.array(list(found.values()) if isinstance(found, dict) else found, float)
+
+    noisy = [key for key in per_item if "noisy" in key.split("|")]
+    before, now = ([figures(part, key) for key in noisy] for part in (results["per_item"], per_item))
+    if not noisy or any(a.shape != b.shape or not np.allclose(a, b, rtol=3e-4, equal_nan=True)
+                        for a, b in zip(before, now, strict=True)):
+        raise ValueError("these results are of other pictures or other noise: measure all methods anew")
+    new = {(row["method"], row.get("sigma")) for row in rows}
+    kept = [row for row in results["rows"] if (row["method"], row.get("sigma")) not in new]
+    return {**results, "updates": [*results.get("updates", []), note], "rows": kept + rows,
+            "per_item": results["per_item"] | per_item}
+
+
+def content_key(samples):
+    """Return a short hash of the pictures and their noise, so that what is drawn otherwise is measured again."""
+    digest = hashlib.sha256()
+    for sample in samples[:: max(1, len(samples) // 20)]:
+        for picture in (sample.clean, sample.noisy):
+            digest.update(np.round(255 * picture.numpy()).astype(np.uint8).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def report_surfaces(photos):
+    """Write results "surfaces": statistics of kinds beside real sources, drawn-only against photographs-only."""
+    rows = []
+    for name in ("unet_photos_only", "unet_drawn_only"):
+        model, key = load(name), {"method": name, "sha256": sha256(checkpoint_path(name))}
+        dataset = open_dataset("test", photos=photos)
+        samples = [dataset[i] for i in range(len(dataset))]
+        columns = cached({**key, "content": content_key(samples)},
+                         partial(measure, samples, partial(denoise, model), None, name))
+        rows += rows_of(name, 50, dataset.items, columns)
+        print(name, [(row["source"], round(row["psnr"], 2)) for row in rows if row["method"] == name], flush=True)
+    statistics = surface_statistics(photos)
+    save_results("surfaces", {**provenance("python -m lab.report surfaces", 0), "statistics": statistics,
+                              "rows": rows})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("baselines", "photos", "student", "surfaces"))
+    parser.add_argument("--methods", nargs="+", help="measure only these now; nothing is written to data/results")
+    parser.add_argument("--into", action="store_true", help="with --methods: put them into the results that there are")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="METHOD|SIGMA", help='leave out, such as "bm3d|15"')
+    parser.add_argument("--teacher", default=TEACHER,
+                        help="folder or Hub name of the student's teacher (default: DENOISE_TEACHER, else %(default)s)")
+    options = parser.parse_args()
+    if options.into and not (options.methods and options.what in ("baselines", "photos")):
+        parser.error("--into goes with --methods, for baselines and photos")
+    photos = env_path("CRACK_PHOTOS")
+    if options.what != "baselines" and not photos:
+        parser.error("set CRACK_PHOTOS to a folder of photographs")
+    if options.what == "surfaces":
+        report_surfaces(photos)
+    elif options.what == "student":
+        report_student(photos, options.teacher)
+    elif options.what == "photos":
+        report("photos", photos, options.methods, skip=options.skip, into=options.into)
+    else:  # BM3D takes seconds a picture and needs a package that not everybody may use: photographs only
+        report("baselines", False, options.methods, sigmas=(50,), skip=["bm3d|50"], into=options.into)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Write data/results/losses.json from the runs of lab/retrain.py: curves, what costs nothing, artefacts, intervals.
+
+    CRACK_PHOTOS=... python -m lab.report_losses                 the results
+    python -m lab.report_losses --ship                           and the shipped checkpoints, from their runs
+
+A *curve* (``loss_curves.py``) is a method's points, one per weight or strength: per cent more MSE than plain MSE with
+the same budget, and the gap closed in aligned sharpness.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+from torchvision.transforms.functional import gaussian_blur
+
+from helpers import checkpoints
+from helpers.noise import noise_generator
+from helpers.project import data_dir, write_json
+from lab.intervals import paired_bootstrap, ratio_of_means
+from lab.measures import gap_closed
+from lab.provenance import provenance, save_results
+from lab.report import cached, reader
+from lab.retrain import BUDGET, PLAN, folder, measure, test_sets, valid_set
+from lab.rows import RISES, at, by_source, curve, drawn_curves, labels_of, point, with_interval
+
+BASE = "mse-0"
+SHIPPED = {"hybrid_regional": ("sorted", "aligned", "pixel"), "hybrid_frequency": ("frequency",),
+           "hybrid_frequency_hf": ("frequency_hf",), "hybrid_wavelet": ("wavelet",), "hybrid_cam": ("cam",)}
+STRENGTHS = {"unsharp": (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.1, 1.5), "blend": (0.02, 0.04, 0.06, 0.09, 0.12, 0.16),
+             "noise": (1, 2, 3, 4, 6, 8)}
+RADII = (0.6, 1, 2)
+AVERAGED = ("mse", "psnr", "ssim", "mse_crack", "mse_rest", "residual", "delta_e", "dark_bias", "bright_bias",
+            "legibility", "legibility_outside")
+
+
+# What needs no training ----------------------------------------------------------------------------------------------
+
+
+def sharpened(denoised, sample, method, strength, radius=None):
+    """Return an output (3, H, W) after unsharp masking, with the noisy picture blended in, or with white noise."""
+    if method == "unsharp":
+        size = 2 * int(np.ceil(3 * radius)) + 1
+        return denoised + strength * (denoised - gaussian_blur(denoised, [size, size], [radius, radius]))
+    if method == "blend":
+        return (1 - strength) * denoised + strength * sample.noisy
+    noise = noise_generator(sample.name, strength, 1).standard_normal(tuple(denoised.shape), np.float32)
+    return denoised + strength / 255 * torch.from_numpy(noise)
+
+
+class Outputs:
+    """The outputs of the MSE checkpoint, made once per sample."""
+
+    def __init__(self):
+        self.model, self.made = checkpoints.load(f"losses/{BASE}-weights"), {}
+
+    @torch.inference_mode()
+    def __call__(self, sample):
+        key = sample.name, sample.sigma
+        if key not in self.made:
+            self.made[key] = self.model(sample.noisy[None])[0]
+        return self.made[key]
+
+
+def training_free(digest):
+    """Return {set: {"unsharp 1, 0.3": columns}}: all on validation, on test the radius that validation chose."""
+    outputs, (read, _) = Outputs(), reader()
+
+    def columns(dataset, name, method, strength, radius, full):
+        return cached({"losses": "free", "set": name, "method": method, "strength": strength, "radius": radius,
+                       "start": digest}, lambda: measure(
+            dataset, lambda sample: sharpened(outputs(sample), sample, method, strength, radius),
+            read if full else None, full=full))
+    settings = [("unsharp", radius) for radius in RADII] + [("blend", None), ("noise", None)]
+    valid = valid_set()
+    found = {"valid": {(method, radius): {s: columns(valid, "valid", method, s, radius, False)
+                                          for s in STRENGTHS[method]} for method, radius in settings}}
+    base, labels = load_runs()[BASE]["tested"]["valid"], labels_of(valid)
+    gain = {radius: np.mean([at(curve(found["valid"]["unsharp", radius].values(), base, labels), x) for x in RISES])
+            for radius in RADII}
+    chosen = max(gain, key=gain.get)
+    for name, dataset in test_sets().items():
+        found[name] = {(method, radius): {s: columns(dataset, name, method, s, radius, True)
+                                          for s in STRENGTHS[method]}
+                       for method, radius in settings if radius in (None, chosen)}
+        print("training-free", name, flush=True)
+    found["valid"] = {key: value for key, value in found["valid"].items() if key[1] in (None, chosen)}
+    return {name: {method if radius is None else f"{method}, radius {radius:g}": points
+                   for (method, radius), points in methods.items()} for name, methods in found.items()}, chosen
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def load_runs():
+    """Return the runs that are complete, {name: content}."""
+    paths = {run.name: folder() / f"{run.name}.json" for run in PLAN}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+
+
+def rows_of(method, columns, base, labels, **words):
+    """Return a row per source and their mean: averages, sharpness, aligned sharpness, gap closed, artefacts."""
+    sources, rows = list(dict.fromkeys(labels["source"])), []
+    source = np.array(labels["source"])
+    extra = [figure for figure in columns if figure.startswith(("checkerboard", "residual_", "auc "))]
+    for name in sources:
+        here, row = source == name, {"method": method, **words, "source": name}
+        value = {figure: np.array(values, float)[here] for figure, values in columns.items()}
+        value["psnr"] = -10 * np.log10(value["mse"])
+        row |= {figure: float(np.nanmean(value[figure])) if figure in value and np.isfinite(value[figure]).any()
+                else None for figure in (*AVERAGED, *extra)}
+        row["sharpness"] = ratio_of_means(value["sharpness"], value["sharpness_clean"])
+        row["aligned_sharpness"] = ratio_of_means(value["aligned_numerator"], value["aligned_denominator"])
+        plain = {figure: np.array(base[figure], float)[here] for figure in ("aligned_numerator", "aligned_denominator")}
+        row["gap"] = gap_closed(row["aligned_sharpness"], ratio_of_means(*plain.values()))
+        rows.append(row)
+    figures = [figure for figure in rows[0] if figure not in ("method", "source", *words)]
+    mean = {figure: [row[figure] for row in rows if row[figure] is not None] for figure in figures}
+    rise, gap = point(columns, base, labels)
+    rows.append({"method": method, **words, "source": "mean",
+                 **{figure: float(np.mean(values)) if values else None for figure, values in mean.items()},
+                 "gap": gap, "rise": rise})
+    return [{key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
+            for row in rows]
+
+
+def paired(columns, base, figure, labels):
+    """Return the paired difference of a figure to the MSE checkpoint, mean of sources, with its interval."""
+    a, b = (np.array(part[figure], float) for part in (columns, base))
+    kept = np.isfinite(a) & np.isfinite(b)
+    found = paired_bootstrap(a[kept], b[kept], **{k: np.array(v)[kept].tolist() for k, v in labels.items()})
+    row = {key: getattr(found, key) for key in ("difference", "low", "high", "covered", "p")}
+    if "mse" in figure:
+        row |= {f"percent_{key}".replace("_difference", ""): 100 * row[key] / by_source(b, labels).mean()
+                for key in ("difference", "low", "high", "covered")}
+    return {"figure": figure, **row}
+COMPARED = ("mse", "mse_crack", "mse_rest", "delta_e", "residual", "legibility", "checkerboard_2", "checkerboard_4",
+            "checkerboard_8", "checkerboard_16", "checkerboard_24", "checkerboard_32", "auc encoder 2",
+            "auc bottleneck", "auc decoder 2")
+
+
+def report():
+    """Collate everything and write results "losses"; return what is to be shipped and the winning term."""
+    runs = load_runs()
+    base = runs[BASE]["tested"]
+    free, radius = training_free(runs[BASE]["start"] + BASE)
+    datasets = {**test_sets(), "valid": valid_set()}
+    labels = {name: labels_of(dataset) for name, dataset in datasets.items()}
+    terms = dict.fromkeys(run["run"]["term"] for run in runs.values()
+                          if run["run"]["start"] == "hybrid" and run["run"]["term"] != "mse")
+    curves = {name: {term: [run["tested"][name] for run in runs.values() if run["run"]["term"] == term
+                            and run["run"]["seed"] == 0 and run["run"]["start"] == "hybrid"] for term in terms}
+              | {method: list(points.values()) for method, points in free[name].items()} for name in datasets}
+    reached = {name: {method: {rise: at(curve(points, base[name], labels[name]), rise) for rise in RISES}
+                      for method, points in methods.items()} for name, methods in curves.items()}
+    score = {method: np.mean(list(values.values())) for method, values in reached["valid"].items()}
+    candidates = [term for group in SHIPPED.values() for term in group if term in terms]  # no controls
+    winner, rival = (max(names, key=score.get) for names in (candidates, free["valid"]))
+    rows = [row for name in datasets if name != "valid" for run in runs.values() for row in rows_of(
+        run["run"]["term"], run["tested"][name], base[name], labels[name], run=run["name"], set=name,
+        a=run["run"]["a"], seed=run["run"]["seed"], start=run["run"]["start"], sigma=50)]
+    rows += [row for name in datasets if name != "valid" for method, points in free[name].items()
+             for strength, columns in points.items() for row in rows_of(
+                 method, columns, base[name], labels[name], set=name, strength=strength, sigma=50)]
+    at_rise = []
+    for name in (name for name in datasets if name != "valid"):
+        draws = drawn_curves(curves[name], base[name], labels[name])
+        kept, plain = with_interval(labels[name], labels[name]), with_interval(base[name], labels[name])
+        covered = {method: curve([with_interval(columns, labels[name]) for columns in points], plain, kept)
+                   for method, points in curves[name].items()}
+        for method in curves[name]:
+            for rise in RISES:
+                row = {"set": name, "method": method, "rise": rise, "gap": reached[name][method][rise],
+                       "valid": reached["valid"][method][rise], "trained": method in terms}
+                row["against"], row["difference"] = rival, row["gap"] - reached[name][rival][rise]
+                spread = draws[method][rise] - draws[rival][rise]
+                row["low"], row["high"] = np.quantile(spread, [0.025, 0.975]).tolist()
+                row["covered"] = at(covered[method], rise) - at(covered[rival], rise)
+                at_rise.append(row)
+    differences = [{"set": name, "run": run["name"], "against": against, **paired(
+        run["tested"][name], runs[against]["tested"][name], figure, labels[name])}
+        for name in datasets if name != "valid" for run in runs.values()
+        for against in rivals_of(run, runs) for figure in COMPARED]
+    shipped = to_ship(runs, base, labels["valid"], winner)
+    save_results("losses", {
+        **provenance("python -m lab.retrain && python -m lab.report_losses", 0), "base": BASE,
+        "start_sha256": runs[BASE]["start"], "budget": checkpoints.read_card(f"losses/{BASE}-weights")["budget"],
+        "data": runs[BASE]["data"], "winner": winner, "rival": rival, "unsharp_radius": radius, "rises": RISES,
+        "shipped": shipped,
+        "runs": [{"name": run["name"], **run["run"], "history": run["history"]} for run in runs.values()],
+        "rows": rows, "at_rise": at_rise, "differences": differences,
+        "items": {name: [list(i) for i in zip(*labels[name].values(), strict=True)] for name in labels},
+        "per_item": {f"{name}|{run['name']}|{figure}": run["tested"][name][figure] for name in datasets
+                     for run in runs.values() for figure in ("mse", "aligned_numerator")}})
+    return shipped, winner
+
+
+def rivals_of(run, runs):
+    """Return the runs that a run is held against: plain MSE of its start and seed, and for "cam" its controls."""
+    seed, start = run["run"]["seed"], run["run"]["start"]
+    plain = f"mse-{seed}" + ("" if start == "hybrid" else f"-{start}")
+    found = [plain] if run["name"] != plain else [] if run["name"] == BASE or start != "hybrid" else [BASE]
+    if run["run"]["term"] == "cam" and seed == 0:
+        found += [run["name"].replace("cam-", f"cam_{control}-") for control in ("shuffled", "random", "contrast")]
+    return [name for name in found if name in runs]
+
+
+def to_ship(runs, base, labels, winner):
+    """Return {name: run}: of each shipped name's terms the run that closes most of the gap on validation.
+
+    Of seed 0, with at most 10 % more MSE than plain MSE there; of the winning term only, where it is among the terms.
+    """
+    found = {}
+    for name, terms in SHIPPED.items():
+        terms = (winner,) if winner in terms else terms
+        points = {run["name"]: point(run["tested"]["valid"], base["valid"], labels) for run in runs.values()
+                  if run["run"]["term"] in terms and run["run"]["start"] == "hybrid" and run["run"]["seed"] == 0}
+        allowed = {run: gap for run, (rise, gap) in points.items() if rise <= max(RISES)}
+        found |= {name: max(allowed, key=allowed.get)} if allowed else {}
+    return found
+
+
+def ship(shipped, winner):
+    """Copy the weights of the runs to data/checkpoints, with their cards; "hybrid_sharp" is the winner's alias."""
+    for name, run in shipped.items():
+        card = checkpoints.read_card(f"losses/{run}-weights")
+        model = checkpoints.load(f"losses/{run}-weights")
+        card |= {"recipe": asdict(replace(BUDGET, arguments=card["arguments"], seed=card["seed"], shipped=True)),
+                 "metrics": {"valid": card["history"][-1]}}
+        checkpoints.save(model, name, {key: value for key, value in card.items() if key not in ("name", "sha256")})
+        print(name, "from", run, flush=True)
+    name = next(name for name, terms in SHIPPED.items() if winner in terms)
+    write_json(data_dir() / "checkpoints" / "aliases.json", {"hybrid_sharp": name})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ship", action="store_true")
+    options = parser.parse_args()
+    shipped, winner = report()
+    if options.ship:
+        ship(shipped, winner)
+
+
+if __name__ == "__main__":
+    main()
