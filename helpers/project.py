@@ -130,13 +130,13 @@ def results(name: str) -> pandas.DataFrame:
         >>> bool(photos.at["unet", "psnr"] > photos.at["bm3d", "psnr"])
         True
     """
-    import pandas  # half a second, which only those who read results should wait
-
-    folder = data_dir() / "results"
-    tables = {path.name.split(".")[0]: path for pattern in ("[!.]*.csv", "[!.]*.csv.gz") for path in folder.glob(pattern)}
+    # files that somebody is writing at this moment start with a dot
+    tables = {path.name.split(".")[0]: path for path in (data_dir() / "results").glob("[!.]*.csv*")}
     if name not in tables:
         raise FileNotFoundError(f"no table of results {name!r} in data/results; "
                                 f"there: {', '.join(sorted(tables)) or 'none'}")
+    import pandas  # half a second, which only those who read results should wait
+
     # "None" and "NA" may be somebody's method; the fast parser would miss the last digit of a float
     return pandas.read_csv(tables[name], keep_default_na=False, na_values=[""], float_precision="round_trip",
                            low_memory=False)
