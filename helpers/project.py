@@ -1,15 +1,21 @@
 """Where things are, which device to use, how files are written: what every module needs and no notebook explains."""
 
+from __future__ import annotations
+
 import json
 import os
 import random
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from surfaces.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,3 +115,28 @@ def load_results(name):
         there = ", ".join(sorted(p.stem for p in path.parent.glob("[!.]*.json"))) or "none"
         raise FileNotFoundError(f"no results {name!r} (wanted {path.name} in data/results; there: {there})")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def results(name: str) -> pandas.DataFrame:
+    """Return a table of data/results/, such as "photos": one row per measurement; README.md there explains them all.
+
+    Text that is missing and numbers that are missing are both NaN; whole numbers of which some are missing are floats.
+
+    Raises:
+        FileNotFoundError: there is no table of that name; the message lists those that there are.
+
+    Example:
+        >>> photos = results("photos").query("sigma == 50 and source == 'mean'").set_index("method")
+        >>> bool(photos.at["unet", "psnr"] > photos.at["bm3d", "psnr"])
+        True
+    """
+    # files that somebody is writing at this moment start with a dot
+    tables = {path.name.split(".")[0]: path for path in (data_dir() / "results").glob("[!.]*.csv*")}
+    if name not in tables:
+        raise FileNotFoundError(f"no table of results {name!r} in data/results; "
+                                f"there: {', '.join(sorted(tables)) or 'none'}")
+    import pandas  # half a second, which only those who read results should wait
+
+    # "None" and "NA" may be somebody's method; the fast parser would miss the last digit of a float
+    return pandas.read_csv(tables[name], keep_default_na=False, na_values=[""], float_precision="round_trip",
+                           low_memory=False)
