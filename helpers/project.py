@@ -137,6 +137,5 @@ def results(name: str) -> pandas.DataFrame:
                                 f"there: {', '.join(sorted(tables)) or 'none'}")
     import pandas  # half a second, which only those who read results should wait
 
-    # "None" and "NA" may be somebody's method; the fast parser would miss the last digit of a float
-    return pandas.read_csv(tables[name], keep_default_na=False, na_values=[""], float_precision="round_trip",
-                           low_memory=False)
+    # "None" and "NA" may be somebody's method: only an empty cell is a missing value
+    return pandas.read_csv(tables[name], keep_default_na=False, na_values=[""], low_memory=False)
