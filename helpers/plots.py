@@ -1,6 +1,8 @@
 """The figures that the notebooks share: pictures in one order and one range, and results with their sources apart."""
 
 
+from typing import TYPE_CHECKING
+
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython import get_ipython
@@ -10,6 +12,9 @@ from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from helpers.metrics import as_numpy, as_picture, psnr, ssim
+
+if TYPE_CHECKING:
+    import pandas
 
 # Okabe and Ito's colours: apart for colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -134,6 +139,35 @@ def table(rows, columns, digits=2):
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(cell(row.get(key)) for key in columns) + " |" for row in rows]
     return Markdown("\n".join(lines))
+
+
+def show_table(frame: "pandas.DataFrame", digits: int = 2) -> Markdown:
+    """Return a DataFrame (or Series) as a Markdown table: floats with `digits` digits, a missing value as a dash.
+
+    Args:
+        frame: its index becomes the first column or columns; an unnamed index of plain numbers is left out.
+        digits: after the point, of floating-point numbers; whole numbers and text stay as they are.
+
+    Example:
+        >>> import pandas
+        >>> print(show_table(pandas.DataFrame({"dB": {"unet": 26.251, "bm3d": None}}).rename_axis("method")).data)
+        | method | dB |
+        | --- | --- |
+        | unet | 26.25 |
+        | bm3d | – |
+    """
+    frame = frame.to_frame() if frame.ndim == 1 else frame
+    if frame.index.nlevels > 1 or frame.index.name or frame.index.dtype.kind not in "iu":
+        frame = frame.reset_index(names=None if any(frame.index.names) else "")
+
+    def cell(value):
+        if value is None or value != value:  # NaN differs from itself
+            return "–"
+        return f"{round(value, digits) + 0.0:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
+
+    heads = [" ".join(map(str, column)).strip() if isinstance(column, tuple) else str(column) for column in frame]
+    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False)]
+    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *rows)))
 
 
 def pivot(rows, figure="psnr", sigma=50):

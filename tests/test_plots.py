@@ -4,6 +4,7 @@ import math
 
 import matplotlib
 import numpy as np
+import pandas
 import pytest
 import torch
 from hypothesis import given, settings
@@ -177,3 +178,16 @@ def test_history_has_both_axes_labelled():
 
 def test_colours_are_apart():
     assert len(set(plots.COLOURS)) == len(plots.COLOURS) == 8
+
+
+def test_a_data_frame_is_shown_with_its_index_and_dashes():
+    frame = pandas.DataFrame({("psnr", 15): [1.005, np.nan], ("psnr", 50): [-0.001, 3.0], ("n", ""): [4, 5]},
+                             index=pandas.Index(["a", "b"], name="method"))
+    assert plots.show_table(frame).data.split("\n") == [
+        "| method | psnr 15 | psnr 50 | n |", "| --- | --- | --- | --- |", "| a | 1.00 | 0.00 | 4 |",
+        "| b | – | 3.00 | 5 |"]
+    assert plots.show_table(pandas.DataFrame({"x": [1.25]}), digits=1).data.split("\n")[2] == "| 1.2 |"
+    named = plots.show_table(pandas.Series({"a": 0.5}, name="share")).data
+    assert named.split("\n")[::2] == ["|  | share |", "| a | 0.50 |"]
+    both = pandas.DataFrame({"x": [0.5]}, index=pandas.MultiIndex.from_tuples([("a", 1)], names=["net", "k"]))
+    assert plots.show_table(both).data.split("\n") == ["| net | k | x |", "| --- | --- | --- |", "| a | 1 | 0.50 |"]
