@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from helpers.metrics import as_numpy, as_picture, psnr, ssim
+from helpers.metrics import as_image, as_numpy, psnr, ssim
 
 if TYPE_CHECKING:
     import pandas
@@ -84,7 +84,7 @@ def show_images(pictures, titles=None, columns=None, inset=None, size=2.3, cmap=
     for axis in axes.flat:
         axis.axis("off")
     for axis, picture, title in zip(axes.flat, pictures, titles or [""] * len(pictures), strict=False):
-        picture = as_numpy(picture).astype(float) if picture.ndim == 2 else as_picture(picture, clip=True)
+        picture = as_numpy(picture).astype(float) if picture.ndim == 2 else as_image(picture, clip=True)
         options = {"cmap": cmap or "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
         axis.imshow(picture, **options)
         axis.set_title(title, fontsize=9)
@@ -123,9 +123,9 @@ def show_outputs(sample, outputs, errors=(), columns=None, size=2.3):
     for name, denoised in outputs.items():
         pictures.append(denoised)
         titles.append(score_title(name, denoised, sample.clean))
-    clean = as_picture(sample.clean)
+    clean = as_image(sample.clean)
     for name in errors:
-        pictures.append(0.5 + 5 * (as_picture(outputs[name], clip=True) - clean))
+        pictures.append(0.5 + 5 * (as_image(outputs[name], clip=True) - clean))
         titles.append(f"error of {name}\n× 5 around mid grey")
     return show_images(pictures, titles, columns=columns, inset=crack_inset(sample.mask.numpy()), size=size)
 
