@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from app.explorer import encode_png
-from helpers.metrics import aligned_sharpness, as_picture, psnr, ssim
+from helpers.metrics import aligned_sharpness, as_image, psnr, ssim
 from helpers.noise import add_noise, noise_generator
 from helpers.plots import crack_inset
 from surfaces.photos import read_photo
@@ -113,7 +113,7 @@ class _PictureSlider(Shown):
 
 def as_uint8(picture):
     """Return a picture in [0, 1], (H, W, 3) or torch (3, H, W), as (H, W, 3) uint8; what lies outside is clipped."""
-    return np.uint8(as_picture(picture, clip=True) * 255 + 0.5)
+    return np.uint8(as_image(picture, clip=True) * 255 + 0.5)
 
 
 class WeightWalk(_PictureSlider):

@@ -1,10 +1,11 @@
-"""Loss terms that compare two pictures beside the mean squared error: sharp windows, spectra, wavelets.
+"""Loss terms that compare an output with its clean image, beside the mean squared error.
 
-`helpers.losses` has them all under one name, with the weights from activation maps and the combination of terms.
+    loss = CombinedLoss({"regional": (RegionalSharpnessLoss(), 0.2)})    # 0.8 MSE + 0.2 regional sharpness
+    loss(model(noisy), clean).backward()
 
-Every term is called as ``loss(denoised, clean)`` with pictures (B, C, H, W) of any size, in [0, 1], and gives a scalar:
-zero where both are equal, computed in float32 (also inside autocast; float64 stays), on the pictures' own device and
-without any cache. Gradients flow to `denoised` only. A NaN or an infinity in a picture makes the value NaN (on which
+Every term is called as ``loss(denoised, clean)`` with images (B, C, H, W) of any size, in [0, 1], and gives a scalar,
+zero where both are equal, in float32 (also inside autocast; float64 stays), on the images' own device, without any
+cache. Gradients flow to `denoised` only. A NaN or an infinity in an image makes the value NaN (on which
 `helpers.training.fit` stops) and all gradients zero, never NaN.
 
 Scales: ``"matched"`` is the mean per pair, coefficient or pixel times the term's constant in `MATCHED`; ``"original"``
@@ -13,52 +14,55 @@ constant's place.
 """
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import ptwt
 import pywt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from helpers.cam import find_layer, layer_features, layers_of
 from helpers.cam_methods import principal_map, token_norm
 
-# What makes a term's gradient (norm with respect to the output) as long as MSE's, on validation pictures at sigma 50
+Scale = Literal["matched", "original"] | float
+# What makes a term's gradient (norm with respect to the output) as long as MSE's, on validation images at sigma 50
 # from the MSE checkpoint: printed by `python -m lab.match_losses --checkpoint hybrid`.
 MATCHED = {
     "regional_sorted": 0.1004, "regional_aligned": 0.1006, "regional_pixel": 0.09006,
     "frequency": 0.1058, "frequency_hf": 0.04989, "frequency_phase": 0.1058,
     "wavelet": 0.05506, "cam": 0.8583, "charbonnier": 0.1074, "ms_ssim": 0.01879,
 }  # fmt: skip
-NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (down, right) of a pixel: right, below, both diagonals
 
 
 class Term(nn.Module):
-    """What all terms share: checks, float32, NaN, scale. A subclass gives `key` in `MATCHED` and ``value``."""
+    """What all terms share: checks, float32, NaN, scale. A subclass has `key`, its name in `MATCHED`, and `value`."""
 
-    key = None
+    key = ""
 
-    def __init__(self, scale="matched"):
+    def __init__(self, scale: Scale = "matched"):
         super().__init__()
         number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
         if scale not in ("matched", "original") and not (number and 0 < scale < math.inf):
             raise ValueError(f'scale must be "matched", "original" or a positive number, got {scale!r}')
-        self.scale = scale
+        self.scale, self.original = scale, scale == "original"
 
     @property
-    def original(self):
-        return self.scale == "original"
-
-    @property
-    def factor(self):
+    def factor(self) -> float:
         """The constant that multiplies the mean; 1 on the original scale, which has no constant."""
         return {"matched": MATCHED[self.key], "original": 1.0}.get(self.scale, self.scale)
 
-    def forward(self, denoised, clean, **context):
+    def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
+        """The term itself, a scalar, of checked finite images (B, C, H, W) in float32 or float64."""
+        raise NotImplementedError
+
+    def forward(self, denoised: Tensor, clean: Tensor, **context: Any) -> Tensor:
         if denoised.ndim != 4 or denoised.shape != clean.shape or not denoised.numel():
-            raise ValueError("denoised and clean must be pictures of one shape (B, C, H, W), "
+            raise ValueError("denoised and clean must be images of one shape (B, C, H, W), "
                              f"got {tuple(denoised.shape)} and {tuple(clean.shape)}")
         with torch.autocast(denoised.device.type, enabled=False):
+            # sums over windows and spectra of half precision would lose the small differences that count here
             denoised, clean = (x if x.dtype == torch.float64 else x.float() for x in (denoised, clean.detach()))
             # A sum is finite only if all its values are; zeros in their place keep the backward pass free of NaN.
             finite = torch.isfinite(denoised.detach().sum() + clean.sum())
@@ -67,71 +71,59 @@ class Term(nn.Module):
             return torch.where(finite, value, math.nan)
 
 
-def neighbour_difference(pictures, down, right):
-    """Return the differences of (B, C, H, W) to the neighbour at (`down`, `right`): (B, C, H - down, W - |right|)."""
-    height, width = pictures.shape[-2] - down, pictures.shape[-1] - abs(right)
-    left = max(-right, 0)
-    there = pictures[..., down:, left + right:left + right + width]
-    return there - pictures[..., :height, left:left + width]
+# Sharpness of windows -------------------------------------------------------------------------------------------------
+
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (down, right) of a pixel: right, below, both diagonals
 
 
-def _extents(height, width):
-    """Return how many pairs of each direction lie wholly inside height x width, directions without any left out."""
-    extents = [((down, right), (height - down, width - abs(right))) for down, right in NEIGHBOURS]
-    return [(direction, extent) for direction, extent in extents if min(extent) > 0]
+def pair_count(height: int, width: int) -> int:
+    """Return how many pairs of neighbours lie wholly inside height x width, all four directions together."""
+    return sum((height - down) * (width - abs(right)) for down, right in NEIGHBOURS)
 
 
-def _pairs(height, width):
-    return sum(math.prod(extent) for _, extent in _extents(height, width))
+def neighbour_differences(images: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """Yield (down, right) and neighbour minus pixel (B, C, H - down, W - |right|) of images (B, C, H, W)."""
+    for down, right in NEIGHBOURS:
+        rows, columns, left = images.shape[-2] - down, images.shape[-1] - abs(right), max(-right, 0)
+        if rows > 0 and columns > 0:
+            there = images[..., down:, left + right:left + right + columns]
+            yield (down, right), there - images[..., :rows, left:left + columns]
 
 
-def window_scores(pictures, window=32, step=None):
+def window_scores(images: Tensor, window: int = 32, step: int | None = None) -> Tensor:
     """Return the sharpness of windows: the mean absolute difference of all neighbours wholly inside, over channels too.
 
-    The difference maps of the whole picture are averaged over each window's pairs, window - 1 long in the direction of
-    the difference: no window is ever copied.
-
-    Args:
-        pictures: (B, C, H, W), [0, 1].
-        window: side in pixels; a picture that is smaller is one window in that direction.
-        step: pixels between windows, half a window where None. Only windows wholly inside the picture count.
-
-    Returns:
-        (B, rows, columns), [0, 1]; zero for a window without pairs (a picture of one pixel).
-
-    Example:
-        >>> window_scores(torch.eye(64).expand(1, 3, 64, 64)).shape
-        torch.Size([1, 3, 3])
+    Images (B, C, H, W) in [0, 1] give (B, rows, columns) in [0, 1] of the windows wholly inside; `window` and `step` as
+    in `RegionalSharpnessLoss`. Zero for a window without pairs (an image of one pixel).
     """
-    height, width = (min(window, side) for side in pictures.shape[-2:])
+    height, width = (min(window, side) for side in images.shape[-2:])
     if height * width == 1:
-        return pictures.mean(1) * 0
+        return images.mean(1) * 0
     total = 0
-    for direction, extent in _extents(height, width):
-        strength = neighbour_difference(pictures, *direction).abs().mean(1)  # (B, H - down, W - |right|)
+    # The difference maps of the whole image are summed over each window's pairs: no window is ever copied.
+    for (down, right), difference in neighbour_differences(images):
+        strength, extent = difference.abs().mean(1), (height - down, width - abs(right))  # (B, H - down, W - |right|)
         total = total + avg_pool2d(strength, extent, step or max(window // 2, 1), divisor_override=1)
-    return total / _pairs(height, width)
+    return total / pair_count(height, width)
 
 
 class RegionalSharpnessLoss(Term):
-    """Are the windows of the output as sharp as the clean picture's?
+    """Are the windows of the output as sharp as the clean image's?
 
     Args:
-        window: side of a window in pixels (at least 2); pictures that are smaller are one window.
+        window: side of a window in pixels (at least 2), where images are smaller, theirs.
         step: pixels between windows, half a window where None.
-        match: "sorted" (the original): the scores of each picture, largest first, are compared rank by rank;
+        match: "sorted" (the original): the scores of each image, largest first, are compared rank by rank;
             "aligned": window by window; "pixel": no windows, the signed differences of neighbours are compared pair by
-            pair, over the whole picture. Neither of the first two says *where* in a window, "sorted" not even in which.
+            pair, over the whole image. Neither of the first two says *where* in a window, "sorted" not even in which.
         scale: see the module. On the original scale a score is the sum over a window's pairs, divided by 1000.
 
-    Example:
-        >>> clean = torch.rand(1, 3, 64, 64)
-        >>> loss = RegionalSharpnessLoss(match="sorted", scale=1.0)
-        >>> bool(loss(clean.flip(-1), clean) < 1e-6), bool(loss(clean / 2, clean) > 0.1)
-        (True, True)
+    >>> clean = torch.rand(1, 3, 64, 64)
+    >>> [bool(RegionalSharpnessLoss(scale=1.0)(image, clean) < 0.1) for image in (clean.flip(-1), clean / 2)]
+    [True, False]
     """
 
-    def __init__(self, window=32, step=None, match="sorted", scale="matched"):
+    def __init__(self, window: int = 32, step: int | None = None, match: str = "sorted", scale: Scale = "matched"):
         super().__init__(scale)
         if match not in ("sorted", "aligned", "pixel"):
             raise ValueError(f'match must be "sorted", "aligned" or "pixel", got {match!r}')
@@ -139,65 +131,59 @@ class RegionalSharpnessLoss(Term):
             raise ValueError(f"window must be at least 2 pixels and step at least 1, got {window} and {step}")
         self.window, self.step, self.match, self.key = window, step, match, f"regional_{match}"
 
-    def value(self, denoised, clean):
+    def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
         height, width = denoised.shape[-2:]
-        scale = _pairs(min(self.window, height), min(self.window, width)) / 1000 if self.original else 1.0
+        scale = pair_count(min(self.window, height), min(self.window, width)) / 1000 if self.original else 1.0
         if self.match == "pixel":
             error = denoised - clean  # differences are linear: those of the error are the errors of the differences
             if height * width == 1:
                 return error.sum() * 0
-            extents = _extents(height, width)
-            total = sum(neighbour_difference(error, *direction).abs().sum() for direction, _ in extents)
-            return scale * total / (_pairs(height, width) * error.shape[0] * error.shape[1])
+            total = sum(difference.abs().sum() for _, difference in neighbour_differences(error))
+            return scale * total / (pair_count(height, width) * error.shape[0] * error.shape[1])
         scores, wanted = (window_scores(x, self.window, self.step).flatten(1) for x in (denoised, clean))
-        if self.match == "sorted":
+        if self.match == "sorted":  # which window was how sharp is forgotten here, for both
             scores, wanted = (x.sort(dim=1, descending=True).values for x in (scores, wanted))
         return scale * (scores - wanted).abs().mean()
 
 
 class FrequencyLoss(Term):
-    """Mean absolute difference of the magnitudes of the 2-D Fourier transforms, per channel.
-
-    Magnitudes do not say where an edge is: a shifted picture (cyclically) costs nothing.
+    """Mean absolute difference of the magnitudes of the 2-D Fourier transforms: a (cyclically) shifted image costs 0.
 
     Args:
         high_freq_weight: k of the weight 1 + k * d / d_max, d the distance from the zero frequency in cycles per pixel.
         phase: compare the complex coefficients instead, |F(denoised) - F(clean)|: this one says where.
         scale: see the module. The original scale is the unnormalised transform, divided by 1000.
 
-    Example:
-        >>> clean = torch.rand(1, 3, 15, 20)
-        >>> shifted = clean.roll(5, -1)
-        >>> [bool(FrequencyLoss(phase=phase)(shifted, clean) < 1e-5) for phase in (False, True)]
-        [True, False]
+    >>> clean = torch.rand(1, 3, 15, 20)
+    >>> shifted = clean.roll(5, -1)
+    >>> [bool(FrequencyLoss(phase=phase)(shifted, clean) < 1e-5) for phase in (False, True)]
+    [True, False]
     """
 
-    def __init__(self, high_freq_weight=0.0, phase=False, scale="matched"):
+    def __init__(self, high_freq_weight: float = 0.0, phase: bool = False, scale: Scale = "matched"):
         super().__init__(scale)
         if not 0 <= high_freq_weight < math.inf:
             raise ValueError(f"high_freq_weight must be 0 or more, got {high_freq_weight}")
         self.high_freq_weight, self.phase = float(high_freq_weight), bool(phase)
         self.key = "frequency_phase" if phase else "frequency_hf" if high_freq_weight else "frequency"
 
-    def weights(self, height, width, device=None):
-        """Return the weights (H, W // 2 + 1) of the half that rfft2 gives, made anew for each size."""
+    def weights(self, height: int, width: int, device: torch.device | None = None) -> Tensor:
+        """Return the weights (H, W // 2 + 1) of the half of the spectrum that rfft2 gives, made anew for each size."""
         rows = torch.fft.fftfreq(height, device=device)[:, None]
         columns = torch.fft.rfftfreq(width, device=device)[None]
         distance = torch.hypot(rows, columns)
         return 1 + self.high_freq_weight * distance / distance.max().clamp(min=1e-12)  # one pixel: d = d_max = 0
 
-    def value(self, denoised, clean):
+    def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
         height, width = denoised.shape[-2:]
         norm = "backward" if self.original else "ortho"
         if self.phase:
             difference = torch.fft.rfft2(denoised - clean, norm=norm).abs()  # (B, C, H, W // 2 + 1)
         else:
             difference = (torch.fft.rfft2(denoised, norm=norm).abs() - torch.fft.rfft2(clean, norm=norm).abs()).abs()
-        # A real picture's spectrum is mirrored: all columns but the first and, in even widths, the last count twice.
+        # A real image's spectrum is mirrored: all columns but the first and, in even widths, the last count twice.
         counts = torch.full((width // 2 + 1,), 2.0, device=denoised.device)
-        counts[0] = 1
-        if width % 2 == 0:
-            counts[-1] = 1
+        counts[[0] if width % 2 else [0, -1]] = 1
         weights = self.weights(height, width, denoised.device) * counts
         mean = (difference * weights).sum((-2, -1)).mean() / (height * width)
         return mean / 1000 if self.original else mean
@@ -208,21 +194,21 @@ class WaveletLoss(Term):
 
     Args:
         wavelet: name of an orthogonal wavelet of pywt.
-        levels: number of scales; fewer where the picture is too small for them, always at least one.
+        levels: number of scales; fewer where the image is too small for them, always at least one.
         level_weights: one weight per level, the **finest first**; all 1 where None. A level's mean over its three bands
             is weighted, so that coarse levels count although they have fewer coefficients.
         scale: see the module. The original had no wavelet term; "original" is its manner: the sum over a channel's
             coefficients, divided by 1000.
 
-    Example:
-        >>> clean = torch.rand(1, 3, 32, 32)
-        >>> bool(WaveletLoss()(clean + 0.1, clean) < 1e-6)  # a change of brightness is no detail
-        True
+    >>> clean = torch.rand(1, 3, 32, 32)
+    >>> bool(WaveletLoss()(clean + 0.1, clean) < 1e-6)  # a change of brightness is no detail
+    True
     """
 
     key = "wavelet"
 
-    def __init__(self, wavelet="db2", levels=3, level_weights=None, scale="matched"):
+    def __init__(self, wavelet: str = "db2", levels: int = 3, level_weights: Sequence[float] | None = None,
+                 scale: Scale = "matched"):
         super().__init__(scale)
         weights = [1.0] * levels if level_weights is None else [float(weight) for weight in level_weights]
         if levels < 1 or len(weights) != levels or min(weights) < 0 or not any(weights):
@@ -230,172 +216,18 @@ class WaveletLoss(Term):
                              f"got levels={levels}, level_weights={level_weights}")
         self.wavelet, self.levels, self.level_weights = pywt.Wavelet(wavelet), levels, weights
 
-    def value(self, denoised, clean):
+    def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
         levels = min(self.levels, max(1, pywt.dwt_max_level(min(denoised.shape[-2:]), self.wavelet)))
         error = (denoised - clean).flatten(0, 1)  # (B * C, H, W); the transform is linear
         _, *details = ptwt.wavedec2(error, self.wavelet, mode="symmetric", level=levels)
         details = [torch.stack(bands).abs() for bands in reversed(details)]  # (3, B * C, h, w), the finest first
-        if self.original:
-            parts = [bands.sum() / (1000 * len(error)) for bands in details]
-        else:
-            parts = [bands.mean() / max(sum(self.level_weights[:levels]), 1e-12) for bands in details]
+        total = max(sum(self.level_weights[:levels]), 1e-12)
+        parts = [bands.sum() / (1000 * len(error)) if self.original else bands.mean() / total for bands in details]
         return sum(weight * part for weight, part in zip(self.level_weights, parts, strict=False))
-CONTROLS = (None, "shuffled", "random", "contrast")
-RESERVED = ("mse", "loss", "step", "lr", "seconds", "psnr")  # columns of fit's history
 
 
-def local_contrast(pictures, window=17):
-    """Return each picture's local contrast (B, H, W), [0, 1]: standard deviation of grey in a window, largest = 1."""
-    grey = pictures.mean(1, keepdim=True)
-    grey = grey - grey.mean((-2, -1), keepdim=True)  # small numbers: their squares lose less
-    options = dict(kernel_size=window, stride=1, padding=window // 2, count_include_pad=False)
-    variance = avg_pool2d(grey**2, **options) - avg_pool2d(grey, **options) ** 2
-    contrast = variance.clamp(min=0).sqrt()[:, 0]
-    return contrast / contrast.amax((-2, -1), keepdim=True).clamp(min=1e-6)
+# The squared error, weighted by activation maps -----------------------------------------------------------------------
 
-
-def _smooth_noise(pictures, seed, patch=16):
-    """Return random smooth maps (B, H, W); a picture always gets the same one, so that a resumed run repeats itself."""
-    grid = [math.ceil(side / patch) + 1 for side in pictures.shape[-2:]]
-    draws = []
-    for total in pictures.double().sum((1, 2, 3)).tolist():
-        generator = torch.Generator().manual_seed(hash((seed, total)) % 2**63)
-        draws.append(torch.randn(1, *grid, generator=generator))
-    noise = torch.stack(draws).to(pictures)  # (B, 1, h, w)
-    return interpolate(noise, pictures.shape[-2:], mode="bicubic", align_corners=False)[:, 0]
-
-
-def _same_histogram(places, values):
-    """Return `values` (B, H, W) put where `places` ranks them: the largest value at the largest place."""
-    order = places.flatten(1).argsort(dim=1, stable=True)
-    return torch.zeros_like(values.flatten(1)).scatter(1, order, values.flatten(1).sort(dim=1).values).view_as(values)
-
-
-def _in_band(maps, lower, upper):
-    """Keep the values of (B, H, W) inside [lower, upper] and stretch them to 0..1 per map, all else 0.
-
-    A band that holds one value only keeps it as 1; an empty band gives zeros.
-    """
-    kept = ~((maps < lower) | (maps > upper))  # NaN stays, to be found by who asks for it
-    low = maps.masked_fill(~kept, math.inf).amin((-2, -1), keepdim=True)
-    high = maps.masked_fill(~kept, -math.inf).amax((-2, -1), keepdim=True)
-    constant = high - low <= 1e-5  # as good as: interpolation rounds
-    stretched = torch.where(constant, 1.0, (maps - low) / (high - low).clamp(min=1e-5))
-    return torch.where(kept, stretched, 0.0)
-
-
-class CamWeightedLoss(Term):
-    """MSE weighted by 1 + strength * m, m the thresholded activation map of the **clean** picture, divided by its mean.
-
-    The map is made in the batch, without gradients, by a frozen network; its values outside [lower, upper] become 0,
-    the rest is stretched to 0..1. An empty map leaves plain MSE. The controls say whether the *place* matters: they put
-    the values of the same maps elsewhere.
-
-    Args:
-        vit, layer, method: a ViT and what `helpers.cam.BatchAttention` makes maps of; or
-        attention: instead of the three, a function (or module) from clean pictures (B, C, H, W) to maps (B, h, w) in
-            [0, 1] on any grid; they are brought to the picture's size bilinearly.
-        lower, upper: the band of the map that is kept, 0 <= lower <= upper <= 1.
-        strength: k >= 0, how much more a pixel with m = 1 counts.
-        control: None; "shuffled": the map of the batch's next picture; "random": a smooth random map with the map's
-            histogram; "contrast": the map's histogram put where the local contrast is highest.
-        seed: of "random".
-        scale: see `helpers.losses`; on the original scale the weights are not divided by their mean.
-
-    Raises:
-        ValueError: maps of another shape; "shuffled" with fewer than two pictures in the batch.
-
-    Example:
-        >>> clean, denoised = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
-        >>> empty = CamWeightedLoss(attention=lambda clean: torch.zeros(2, 2, 2), scale=1.0)
-        >>> bool(torch.isclose(empty(denoised, clean), nn.functional.mse_loss(denoised, clean)))
-        True
-    """
-
-    key = "cam"
-
-    def __init__(self, vit=None, layer=None, method="EigenCAM", lower=0.4, upper=0.9, strength=4.0, control=None, *,
-                 attention=None, seed=0, scale="matched"):
-        super().__init__(scale)
-        if (vit is None) == (attention is None):
-            raise ValueError("CamWeightedLoss takes either vit (with layer and method) or attention")
-        if not 0 <= lower <= upper <= 1 or not 0 <= strength < math.inf:
-            raise ValueError("thresholds must be 0 <= lower <= upper <= 1 and strength 0 or more, "
-                             f"got {lower}, {upper} and {strength}")
-        if control not in CONTROLS:
-            raise ValueError(f"control must be one of {CONTROLS}, got {control!r}")
-        self.lower, self.upper, self.strength, self.control, self.seed = lower, upper, strength, control, seed
-        self.attention = attention or BatchAttention(vit, layer, method)
-
-    @torch.no_grad()
-    def maps(self, clean):
-        """Return the thresholded maps (B, H, W) in [0, 1] of clean pictures (B, C, H, W), after the control's move."""
-        if isinstance(self.attention, nn.Module):
-            self.attention.to(clean.device).eval()
-        maps = self.attention(clean)
-        if maps.ndim != 3 or len(maps) != len(clean):
-            raise ValueError(f"attention must give maps (B, h, w) for {len(clean)} pictures, got {tuple(maps.shape)}")
-        maps = interpolate(maps.to(clean)[:, None], clean.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        if self.control == "shuffled":
-            if len(maps) < 2:
-                raise ValueError("the shuffled control needs at least 2 pictures in a batch, got 1")
-            maps = maps.roll(1, 0)
-        elif self.control == "random":
-            maps = _same_histogram(_smooth_noise(clean, self.seed), maps)
-        elif self.control == "contrast":
-            maps = _same_histogram(local_contrast(clean), maps)
-        return _in_band(maps, self.lower, self.upper)
-
-    def value(self, denoised, clean):
-        maps = self.maps(clean)  # (B, H, W)
-        finite = torch.isfinite(maps.sum())
-        weights = 1 + self.strength * torch.where(finite, maps, 0.0)
-        if not self.original:
-            weights = weights / weights.mean((-2, -1), keepdim=True)
-        value = (weights * ((denoised - clean) ** 2).mean(1)).mean()
-        return torch.where(finite, value, math.nan)
-
-
-class _MSE(Term):
-    factor = 1.0
-
-    def value(self, denoised, clean):
-        return ((denoised - clean) ** 2).mean()
-
-
-class CombinedLoss(nn.Module):
-    """(1 - sum of the weights) * MSE + the weighted terms.
-
-    Args:
-        terms: ``{"name": (term, weight), ...}``, weights in [0, 1], together at most 1.
-
-    After each call `parts` holds the unweighted values, detached, of "mse" and of every name; `helpers.training.fit`
-    logs them. Keyword arguments of the call go to every term.
-
-    Example:
-        >>> loss = CombinedLoss({"regional": (RegionalSharpnessLoss(), 0.2)})
-        >>> value = loss(torch.rand(2, 3, 40, 40), torch.rand(2, 3, 40, 40))
-        >>> sorted(loss.parts)
-        ['mse', 'regional']
-    """
-
-    def __init__(self, terms):
-        super().__init__()
-        weights = {name: float(weight) for name, (_, weight) in terms.items()}
-        taken = sorted(set(weights) & set(RESERVED))
-        if taken or any(not name or "." in name for name in weights):
-            raise ValueError(f"names of terms must have no dot and be none of {', '.join(RESERVED)}, "
-                             f"got {', '.join(weights)}")
-        if not all(0 <= weight <= 1 for weight in weights.values()) or sum(weights.values()) > 1 + 1e-9:
-            raise ValueError(f"weights must lie in [0, 1] and sum to at most 1 (MSE takes the rest), got {weights}")
-        self.terms = nn.ModuleDict({"mse": _MSE(), **{name: term for name, (term, _) in terms.items()}})
-        self.weights = {"mse": max(0.0, 1 - sum(weights.values())), **weights}
-        self.parts = {}
-
-    def forward(self, denoised, clean, **context):
-        values = {name: term(denoised, clean, **context) for name, term in self.terms.items()}
-        self.parts = {name: value.detach() for name, value in values.items()}
-        return sum(self.weights[name] * value for name, value in values.items())
 IN_A_LOSS = {
     "EigenCAM": principal_map,
     "TokenNorm": lambda features, sign: token_norm(features, centred=False),
@@ -404,15 +236,14 @@ IN_A_LOSS = {
 
 
 class BatchAttention(nn.Module):
-    """Maps for a whole batch on its own device, for use inside a loss: pictures (B, 3, H, W) to (B, h, w) in [0, 1].
+    """Maps for a whole batch on its own device, for use inside a loss: images (B, 3, H, W) to (B, h, w) in [0, 1].
 
-    Without gradients. The same maps as ``activation_map(...)``, on the layer's grid: oriented, cut at zero, scaled per
-    picture.
+    The same maps as ``activation_map(...)``, on the layer's grid: oriented, cut at zero, scaled per image.
 
     Args:
-        model: as in `activation_map`. Frozen: it is put in eval mode and its weights are never trained.
+        model: as in `activation_map`. Frozen for good: it is put in eval mode and its weights are never trained.
         layer: a name from `layers_of(model)` or a module; default the block two thirds of the way through the ViT.
-        method: "EigenCAM", "TokenNorm" or "CentredTokenNorm".
+        method: "EigenCAM", "TokenNorm" or "CentredTokenNorm", which need no gradients.
         sign: "auto" or a name from `SIGN_RULES`.
 
     >>> from helpers.models import UNet
@@ -420,7 +251,8 @@ class BatchAttention(nn.Module):
     torch.Size([2, 2, 3])
     """
 
-    def __init__(self, model, layer=None, method="EigenCAM", sign="auto"):
+    def __init__(self, model: nn.Module, layer: str | nn.Module | None = None, method: str = "EigenCAM",
+                 sign: str = "auto"):
         super().__init__()
         if method not in IN_A_LOSS:
             raise ValueError(f"inside a loss the method must be one of {', '.join(IN_A_LOSS)}, got {method!r}")
@@ -431,8 +263,138 @@ class BatchAttention(nn.Module):
         _, self.layer = find_layer(model, layer)
 
     @torch.no_grad()
-    def forward(self, pictures):
-        features, = layer_features(self.model, pictures, [self.layer]).values()
-        maps = IN_A_LOSS[self.method](features, self.sign).clamp_min(0)
+    def forward(self, images: Tensor) -> Tensor:
+        features, = layer_features(self.model, images, [self.layer]).values()
+        maps = IN_A_LOSS[self.method](features, self.sign).clamp_min(0)  # (B, h, w)
         maps = maps - maps.amin((-2, -1), keepdim=True)
         return maps / maps.amax((-2, -1), keepdim=True).clamp_min(1e-12)
+
+
+def local_contrast(images: Tensor, window: int = 17) -> Tensor:
+    """Return each image's local contrast (B, H, W), [0, 1]: standard deviation of grey in a window, largest = 1."""
+    grey = images.mean(1, keepdim=True)
+    grey = grey - grey.mean((-2, -1), keepdim=True)  # small numbers: their squares lose less
+    options = dict(kernel_size=window, stride=1, padding=window // 2, count_include_pad=False)
+    contrast = (avg_pool2d(grey**2, **options) - avg_pool2d(grey, **options) ** 2).clamp(min=0).sqrt()[:, 0]
+    return contrast / contrast.amax((-2, -1), keepdim=True).clamp(min=1e-6)
+
+
+def smooth_noise(images: Tensor, seed: int, patch: int = 16) -> Tensor:
+    """Return random smooth maps (B, H, W); an image always gets the same one, so that a resumed run repeats itself."""
+    grid = [math.ceil(side / patch) + 1 for side in images.shape[-2:]]
+    totals = images.double().sum((1, 2, 3)).tolist()  # an image has no name here: its values stand for it
+    generators = [torch.Generator().manual_seed(hash((seed, total)) % 2**63) for total in totals]
+    noise = torch.stack([torch.randn(1, *grid, generator=generator) for generator in generators]).to(images)
+    return interpolate(noise, images.shape[-2:], mode="bicubic", align_corners=False)[:, 0]
+
+
+class CamWeightedLoss(Term):
+    """MSE weighted by 1 + strength * m, m the thresholded activation map of the **clean** image, divided by its mean.
+
+    The map is made in the batch, without gradients, by a frozen network. An empty map leaves plain MSE. The controls
+    say whether the *place* matters: they put the values of the same maps elsewhere.
+
+    Args:
+        vit, layer, method: a ViT and what `BatchAttention` makes maps of; or
+        attention: instead of the three, a function (or module) from clean images (B, C, H, W) to maps (B, h, w) in
+            [0, 1] on any grid; they are brought to the image's size bilinearly.
+        lower, upper: the band of the map that is kept and stretched to 0..1, 0 <= lower <= upper <= 1; all else is 0.
+        strength: k >= 0, how much more a pixel with m = 1 counts.
+        control: None; "shuffled": the map of the batch's next image (at least two); "random": a smooth random map with
+            the map's histogram, of `seed`; "contrast": the map's histogram put where the local contrast is highest.
+        scale: see the module; on the original scale the weights are not divided by their mean.
+    """
+
+    key = "cam"
+    CONTROLS = (None, "shuffled", "random", "contrast")
+
+    def __init__(self, vit: nn.Module | None = None, layer: str | nn.Module | None = None, method: str = "EigenCAM",
+                 lower: float = 0.4, upper: float = 0.9, strength: float = 4.0, control: str | None = None, *,
+                 attention: Callable[[Tensor], Tensor] | None = None, seed: int = 0, scale: Scale = "matched"):
+        super().__init__(scale)
+        if (vit is None) == (attention is None):
+            raise ValueError("CamWeightedLoss takes either vit (with layer and method) or attention")
+        if not 0 <= lower <= upper <= 1 or not 0 <= strength < math.inf:
+            raise ValueError("thresholds must be 0 <= lower <= upper <= 1 and strength 0 or more, "
+                             f"got {lower}, {upper} and {strength}")
+        if control not in self.CONTROLS:
+            raise ValueError(f"control must be one of {self.CONTROLS}, got {control!r}")
+        self.lower, self.upper, self.strength, self.control, self.seed = lower, upper, strength, control, seed
+        self.attention = attention or BatchAttention(vit, layer, method)
+
+    @torch.no_grad()
+    def maps(self, clean: Tensor) -> Tensor:
+        """Return the thresholded maps (B, H, W) in [0, 1] of clean images (B, C, H, W), after the control's move."""
+        if isinstance(self.attention, nn.Module):
+            self.attention.to(clean.device).eval()  # whoever calls train() on the loss does not mean this network
+        maps = self.attention(clean)
+        if maps.ndim != 3 or len(maps) != len(clean):
+            raise ValueError(f"attention must give maps (B, h, w) for {len(clean)} images, got {tuple(maps.shape)}")
+        maps = interpolate(maps.to(clean)[:, None], clean.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        # a control moves the values before the band is cut, so that as many pixels are kept in each
+        if self.control == "shuffled":
+            if len(maps) < 2:
+                raise ValueError("the shuffled control needs at least 2 images in a batch, got 1")
+            maps = maps.roll(1, 0)
+        elif self.control:  # the map's values, sorted, at other places: the largest at the largest
+            places = smooth_noise(clean, self.seed) if self.control == "random" else local_contrast(clean)
+            values, order = maps.flatten(1).sort(dim=1).values, places.flatten(1).argsort(dim=1, stable=True)
+            maps = torch.zeros_like(values).scatter(1, order, values).view_as(maps)
+        # `helpers.cam.threshold_cam` for a batch: values inside the band are stretched to 0..1 per map, all else is 0
+        kept = ~((maps < self.lower) | (maps > self.upper))  # NaN stays, to be found by `value`
+        low = maps.masked_fill(~kept, math.inf).amin((-2, -1), keepdim=True)
+        high = maps.masked_fill(~kept, -math.inf).amax((-2, -1), keepdim=True)
+        constant = high - low <= 1e-5  # as good as: interpolation rounds; a band of one value keeps it as 1
+        stretched = torch.where(constant, 1.0, (maps - low) / (high - low).clamp(min=1e-5))
+        return torch.where(kept, stretched, 0.0)
+
+    def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
+        maps = self.maps(clean)  # (B, H, W)
+        finite = torch.isfinite(maps.sum())
+        weights = 1 + self.strength * torch.where(finite, maps, 0.0)
+        if not self.original:  # of mean 1, so that a large map is no larger step
+            weights = weights / weights.mean((-2, -1), keepdim=True)
+        value = (weights * ((denoised - clean) ** 2).mean(1)).mean()
+        return torch.where(finite, value, math.nan)
+
+
+RESERVED = ("mse", "loss", "step", "lr", "seconds", "psnr")  # columns of fit's history
+
+
+class SquaredError(Term):
+    """The mean squared error, with a term's checks."""
+
+    factor = 1.0
+
+    def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
+        return ((denoised - clean) ** 2).mean()
+
+
+class CombinedLoss(nn.Module):
+    """(1 - sum of the weights) * MSE + the terms ``{"name": (term, weight), ...}``, weights in [0, 1], at most 1.
+
+    After each call `parts` holds the unweighted values, detached, of "mse" and of every name; `helpers.training.fit`
+    logs them. Keyword arguments of the call go to every term.
+
+    >>> loss = CombinedLoss({"regional": (RegionalSharpnessLoss(), 0.2)})
+    >>> value = loss(torch.rand(2, 3, 40, 40), torch.rand(2, 3, 40, 40))
+    >>> sorted(loss.parts)
+    ['mse', 'regional']
+    """
+
+    def __init__(self, terms: dict[str, tuple[Term, float]]):
+        super().__init__()
+        weights = {name: float(weight) for name, (_, weight) in terms.items()}
+        if any(not name or "." in name or name in RESERVED for name in weights):
+            raise ValueError(f"names of terms must have no dot and be none of {', '.join(RESERVED)}, "
+                             f"got {', '.join(weights)}")
+        if not all(0 <= weight <= 1 for weight in weights.values()) or sum(weights.values()) > 1 + 1e-9:
+            raise ValueError(f"weights must lie in [0, 1] and sum to at most 1 (MSE takes the rest), got {weights}")
+        self.terms = nn.ModuleDict({"mse": SquaredError(), **{name: term for name, (term, _) in terms.items()}})
+        self.weights = {"mse": max(0.0, 1 - sum(weights.values())), **weights}
+        self.parts = {}
+
+    def forward(self, denoised: Tensor, clean: Tensor, **context: Any) -> Tensor:
+        values = {name: term(denoised, clean, **context) for name, term in self.terms.items()}
+        self.parts = {name: value.detach() for name, value in values.items()}
+        return sum(self.weights[name] * value for name, value in values.items())

@@ -1,137 +1,238 @@
-"""The figures that the notebooks share: pictures in one order and one range, and results with their sources apart."""
+"""The figures and tables that the notebooks share.
 
+    show_outputs(sample, {"unet": denoised})                      # clean, noisy, output, with scores and a zoom
+    photos = results("photos").query("sigma == 50")
+    scores = photos.pivot_table(index="method", columns="source", values="psnr")
+    show_scores(scores)                                           # methods as rows of dots, sources apart
+    show_table(scores, best="max")                                # the same as numbers, the best in bold
 
-from typing import TYPE_CHECKING
+Images come in one order and one colour range; images and outputs are numpy (H, W, 3) or torch (3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython import get_ipython
 from IPython.display import Markdown
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from helpers.metrics import as_numpy, as_picture, psnr, ssim
+from helpers.metrics import Image, as_image, as_numpy, psnr, ssim
 
 if TYPE_CHECKING:
     import pandas
 
+    from helpers.data import Sample
+
 # Okabe and Ito's colours: apart for colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+Inset = tuple[int, int, int]  # y, x, side of a square window in pixels
+
+# Figures in a notebook -----------------------------------------------------------------------------------------------
 
 
-def use_small_figures(quality=85):
-    """Make a notebook save its figures as JPEG: noise has no patterns, and as PNG a page of it weighs megabytes."""
+def use_small_figures(quality: int = 85) -> None:
+    """Make a notebook save its figures as JPEG: noise has no patterns, and as PNG a page of it weighs megabytes.
+
+    Each figure also gets its words (`described`) as alternative text. `quality` is JPEG's, of 100.
+    """
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": quality})
     if shell := get_ipython():
+        # the formatter's own way to draw is kept; all that is added is the metadata beside the bytes
         formatter = shell.display_formatter.formatters["image/jpeg"]
         draw = formatter.lookup_by_type(Figure)
         formatter.for_type(Figure, lambda figure: (draw(figure), {"alt": described(figure)}))
 
 
-def described(figure):
-    """Return what a figure shows, for those who do not see it: its titles, axes and legends, or what else is
-    written in it.
+def described(figure: Figure) -> str:
+    """Return what a figure shows, for those who do not see it: its titles, axes and legends, or what else is written.
 
-    Example:
-        >>> figure, axis = plt.subplots()
-        >>> _ = axis.plot([1, 2], label="U-Net"), axis.set(xlabel="step", ylabel="loss"), axis.legend()
-        >>> described(figure)
-        'loss over step: U-Net'
-        >>> plt.close(figure)
+    >>> figure, axis = plt.subplots()
+    >>> _ = axis.plot([1, 2], label="U-Net"), axis.set(xlabel="step", ylabel="loss"), axis.legend()
+    >>> described(figure)
+    'loss over step: U-Net'
+    >>> plt.close(figure)
     """
     found = [figure.get_suptitle()]
     for axis in figure.axes:
         over = " over ".join(label for label in (axis.get_ylabel(), axis.get_xlabel()) if label)
         legend = axis.get_legend()
         lines = ", ".join(text.get_text() for text in legend.get_texts()) if legend else ""
+        # a diagram has neither title nor labels: what stands in its boxes says what it is
         written = ", ".join(text.get_text() for text in axis.texts) if not (axis.get_title() or over) else ""
         found.append(": ".join(part for part in (axis.get_title(), over, lines, written) if part))
     return "; ".join(" ".join(words.split()) for words in found if words)
 
 
-def crack_inset(mask, side=56):
-    """Return (y, x, side): the square window of a mask (H, W) with the most crack, the middle where there is none."""
+# Images --------------------------------------------------------------------------------------------------------------
+
+
+def crack_inset(mask: np.ndarray, side: int = 56) -> Inset:
+    """Return (y, x, side): the square window of a mask (H, W) bool with the most crack, the middle where there is none.
+
+    Side in pixels, smaller where the mask is.
+    """
     height, width = mask.shape
     side = min(side, height, width)
     if not mask.any():
         return (height - side) // 2, (width - side) // 2, side
-    area = np.pad(np.cumsum(np.cumsum(mask, 0), 1), ((1, 0), (1, 0)))  # (H + 1, W + 1) integral picture
+    # sums over all windows at once, from the four corners of each in the integral image
+    area = np.pad(np.cumsum(np.cumsum(mask, 0), 1), ((1, 0), (1, 0)))  # (H + 1, W + 1)
     sums = area[side:, side:] - area[:-side, side:] - area[side:, :-side] + area[:-side, :-side]
     y, x = np.unravel_index(int(sums.argmax()), sums.shape)
     return int(y), int(x), side
 
 
-def show_images(pictures, titles=None, columns=None, inset=None, size=2.3, cmap=None, suptitle=None):
-    """Show pictures in a grid.
+def show_images(images: Sequence[Image], titles: Sequence[str] | None = None, columns: int | None = None,
+                inset: Inset | None = None, size: float = 2.3, cmap: str = "gray",
+                suptitle: str | None = None) -> Figure:
+    """Show images in a grid.
 
     Args:
-        pictures: list of numpy (H, W, 3), torch (3, H, W) or (H, W) arrays; values outside [0, 1] are clipped.
-        titles: one line or two per picture.
-        columns: pictures per row, all in one row where None.
-        inset: (y, x, side) of a window drawn enlarged in each picture's lower right corner.
-        size: inches per picture.
-        cmap: colour map of the (H, W) arrays, grey where None.
+        images: numpy (H, W, 3), torch (3, H, W) or (H, W) arrays; values outside [0, 1] are clipped.
+        titles: one line or two per image.
+        columns: images per row, all in one row where None.
+        inset: (y, x, side) of a window drawn enlarged in each image's lower right corner.
+        size: inches per image.
+        cmap: colour map of the (H, W) arrays.
         suptitle: title of the whole figure.
-
-    Returns:
-        The matplotlib figure.
     """
-    columns = columns or len(pictures)
-    rows = -(-len(pictures) // columns)
+    columns = columns or len(images)
+    rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.35) * rows), squeeze=False,
                                 layout="constrained")
-    for axis in axes.flat:
+    for axis in axes.flat:  # also of those places in the last row that stay empty
         axis.axis("off")
-    for axis, picture, title in zip(axes.flat, pictures, titles or [""] * len(pictures), strict=False):
-        picture = as_numpy(picture).astype(float) if picture.ndim == 2 else as_picture(picture, clip=True)
-        options = {"cmap": cmap or "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
-        axis.imshow(picture, **options)
+    # one range for all, so that what is brighter in one image is brighter on the page; no smoothing between pixels
+    options = {"cmap": cmap, "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    for axis, image, title in zip(axes.flat, images, titles or [""] * len(images), strict=False):
+        image = as_numpy(image).astype(float) if image.ndim == 2 else as_image(image, clip=True)
+        axis.imshow(image, **options)
         axis.set_title(title, fontsize=9)
         if inset:
-            _draw_inset(axis, picture, inset, options)
+            # a frame around the window, and the window again in the corner where it covers least of the image
+            y, x, side = inset
+            axis.add_patch(Rectangle((x - 0.5, y - 0.5), side, side, fill=False, edgecolor="white", linewidth=0.8))
+            window = axis.inset_axes([0.53, 0.0, 0.47, 0.47])
+            window.imshow(image[y : y + side, x : x + side], **options)
+            window.set(xticks=[], yticks=[])
+            window.spines[:].set(color="white", linewidth=1.2)
     if suptitle:
         figure.suptitle(suptitle, fontsize=10)
     return figure
 
 
-def _draw_inset(axis, picture, inset, options):
-    y, x, side = inset
-    axis.add_patch(Rectangle((x - 0.5, y - 0.5), side, side, fill=False, edgecolor="white", linewidth=0.8))
-    window = axis.inset_axes([0.53, 0.0, 0.47, 0.47])
-    window.imshow(picture[y : y + side, x : x + side], **options)
-    window.set(xticks=[], yticks=[])
-    for edge in window.spines.values():
-        edge.set(color="white", linewidth=1.2)
-
-
-def score_title(name, denoised, clean):
+def score_title(name: str, denoised: Image, clean: Image) -> str:
     """Return "name, then PSNR and SSIM", the title that every output carries."""
     return f"{name}\n{psnr(denoised, clean):.1f} dB · SSIM {ssim(denoised, clean):.2f}"
 
 
-def show_outputs(sample, outputs, errors=(), columns=None, size=2.3):
+def show_outputs(sample: Sample, outputs: Mapping[str, Image], errors: Iterable[str] = (), columns: int | None = None,
+                 size: float = 2.3) -> Figure:
     """Show clean, noisy and every output of one Sample, with scores, the crack enlarged, and errors where wanted.
 
     Args:
         sample: a `Sample`.
-        outputs: dict from name to denoised picture.
+        outputs: dict from name to denoised image.
         errors: names of outputs whose error (5 times enlarged around mid grey) is shown too.
+        columns, size: as in `show_images`.
     """
-    pictures = [sample.clean, sample.noisy]
+    images = [sample.clean, sample.noisy]
     titles = ["clean", score_title(f"noisy, σ = {sample.sigma:.0f}/255", sample.noisy, sample.clean)]
     for name, denoised in outputs.items():
-        pictures.append(denoised)
+        images.append(denoised)
         titles.append(score_title(name, denoised, sample.clean))
-    clean = as_picture(sample.clean)
+    clean = as_image(sample.clean)
     for name in errors:
-        pictures.append(0.5 + 5 * (as_picture(outputs[name], clip=True) - clean))
+        # too bright is above mid grey, too dark below: the sign of an error says what was taken away
+        images.append(0.5 + 5 * (as_image(outputs[name], clip=True) - clean))
         titles.append(f"error of {name}\n× 5 around mid grey")
-    return show_images(pictures, titles, columns=columns, inset=crack_inset(sample.mask.numpy()), size=size)
+    return show_images(images, titles, columns=columns, inset=crack_inset(sample.mask.numpy()), size=size)
 
 
-def table(rows, columns, digits=2):
-    """Return rows (dicts) as a Markdown table; `columns` maps a row's key to its heading. No value shows as a dash."""
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def show_table(frame: pandas.DataFrame | pandas.Series, digits: int = 2, best: str | None = None) -> Markdown:
+    """Return a DataFrame (or Series) as a Markdown table: floats with `digits` digits, a missing value as a dash.
+
+    Args:
+        frame: its index becomes the first column or columns; an unnamed index of plain numbers is left out.
+        digits: after the point, of floating-point numbers; whole numbers and text stay as they are.
+        best: "max" or "min": in each column of numbers this value is bold; None: none is.
+
+    Raises:
+        ValueError: another `best`.
+
+    >>> import pandas
+    >>> frame = pandas.DataFrame({"method": ["bm3d", "unet"], "dB": [25.6, 26.25], "n": [179, 179]})
+    >>> print(show_table(frame.set_index("method"), digits=1, best="max").data)
+    | method | dB | n |
+    | --- | --- | --- |
+    | bm3d | 25.6 | **179** |
+    | unet | **26.2** | **179** |
+    """
+    if best not in (None, "max", "min"):
+        raise ValueError(f'best must be "max", "min" or None, got {best!r}')
+    frame = frame.to_frame() if frame.ndim == 1 else frame
+    if frame.index.nlevels > 1 or frame.index.name or frame.index.dtype.kind not in "iu":
+        frame = frame.reset_index(names=None if any(frame.index.names) else "")
+    columns = []
+    for name, values in frame.items():
+        numbers = [value for value in values if isinstance(value, (float, int, np.number)) and value == value]
+        wanted = {"max": max, "min": min}[best](numbers) if best and numbers else None
+        cells = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name), "---"]
+        for value in values:
+            # NaN and None are no measurement; 0.0 is added so that a rounded -0.001 does not read -0.00
+            missing = value is None or value != value
+            text = f"{round(value, digits) + 0.0:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
+            cells.append("–" if missing else f"**{text}**" if value == wanted else text)
+        columns.append(cells)
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in zip(*columns, strict=True)]
+    return Markdown("\n".join(f"| {line} |" for line in lines))
+
+
+def show_scores(scores: pandas.DataFrame, label: str = "PSNR in dB", title: str | None = None,
+                axis: Axes | None = None) -> Axes:
+    """Show scores as dots, one colour and marker per source, the mean of sources as a bar; the largest mean on top.
+
+    Args:
+        scores: a row per method (its index) and a column per source, NaN where nothing was measured, as
+            ``pivot_table(index="method", columns="source", values=...)`` gives; the column "mean", where there is none,
+            is the mean of the others. Methods without a mean stand below.
+        label: of the horizontal axis, with its unit.
+        axis: where to draw; a new figure where None.
+    """
+    if "mean" not in scores:
+        scores = scores.assign(mean=scores.mean(axis=1))
+    scores = scores.astype(float).sort_values("mean", kind="stable", na_position="first")
+    if axis is None:
+        _, axis = plt.subplots(figsize=(7.5, 0.32 * len(scores) + 1.1), layout="constrained")
+    positions = np.arange(len(scores))
+    axis.barh(positions, scores["mean"], color="#DDDDDD", label="mean of sources", height=0.7)
+    # sources apart: a mean alone would hide a method that is good on one kind of surface only
+    for colour, marker, source in zip(COLOURS, "os^Dvp*X", scores.columns.drop("mean"), strict=False):
+        axis.plot(scores[source].to_numpy(), positions, marker, color=colour, label=source, markersize=5)
+    axis.set_yticks(positions, list(scores.index))
+    low, high = np.nanmin(scores.to_numpy()), np.nanmax(scores.to_numpy())
+    pad = 0.05 * (high - low) or 0.5  # bars may start above zero: what counts are the differences
+    axis.set(xlabel=label, xlim=(low - pad, high + pad), title=title)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, loc="lower right")
+    return axis
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], digits: int = 2) -> Markdown:
+    """Return rows (dicts) as a Markdown table; `columns` maps a row's key to its heading. No value shows as a dash.
+
+    For notebooks that still read JSON; `show_table` takes a DataFrame.
+    """
     def cell(value):
         if value is None or (isinstance(value, float) and not np.isfinite(value)):
             return "–"
@@ -141,39 +242,11 @@ def table(rows, columns, digits=2):
     return Markdown("\n".join(lines))
 
 
-def show_table(frame: "pandas.DataFrame", digits: int = 2) -> Markdown:
-    """Return a DataFrame (or Series) as a Markdown table: floats with `digits` digits, a missing value as a dash.
-
-    Args:
-        frame: its index becomes the first column or columns; an unnamed index of plain numbers is left out.
-        digits: after the point, of floating-point numbers; whole numbers and text stay as they are.
-
-    Example:
-        >>> import pandas
-        >>> print(show_table(pandas.DataFrame({"dB": {"unet": 26.251, "bm3d": None}}).rename_axis("method")).data)
-        | method | dB |
-        | --- | --- |
-        | unet | 26.25 |
-        | bm3d | – |
-    """
-    frame = frame.to_frame() if frame.ndim == 1 else frame
-    if frame.index.nlevels > 1 or frame.index.name or frame.index.dtype.kind not in "iu":
-        frame = frame.reset_index(names=None if any(frame.index.names) else "")
-
-    def cell(value):
-        if value is None or value != value:  # NaN differs from itself
-            return "–"
-        return f"{round(value, digits) + 0.0:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
-
-    heads = [" ".join(map(str, column)).strip() if isinstance(column, tuple) else str(column) for column in frame]
-    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False)]
-    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *rows)))
-
-
-def pivot(rows, figure="psnr", sigma=50):
+def pivot(rows: Iterable[Mapping[str, Any]], figure: str = "psnr", sigma: float = 50) -> list[dict[str, Any]]:
     """Return one dict per method with `figure` of each source and of their mean, the largest mean last.
 
-    Methods without a mean (None in the file) come first.
+    Methods without a mean (None in the file) come first. For notebooks that still read JSON; DataFrames have
+    ``pivot_table``.
 
     Raises:
         ValueError: no row of that sigma; says which there are.
@@ -191,50 +264,33 @@ def pivot(rows, figure="psnr", sigma=50):
     return sorted(methods.values(), key=lambda line: -np.inf if line["mean"] is None else line["mean"])
 
 
-def show_results(rows, figure="psnr", sigma=50, label="PSNR in dB", title=None, axis=None):
-    """Show `figure` of every method as dots, one colour and marker per source, the mean of sources as a bar.
+def show_results(rows: Iterable[Mapping[str, Any]], figure: str = "psnr", sigma: float = 50, label: str = "PSNR in dB",
+                 title: str | None = None, axis: Axes | None = None) -> Axes:
+    """Show `figure` of every method of a JSON results file's "rows" as `show_scores` does."""
+    import pandas
 
-    Args:
-        rows: the "rows" of a results file.
-        axis: where to draw; a new figure where None.
-
-    Returns:
-        The matplotlib axis.
-    """
-    lines = pivot(rows, figure, sigma)
-    sources = list(dict.fromkeys(source for line in lines for source in line if source not in ("method", "mean")))
-    values = {source: np.array([line.get(source) for line in lines], float) for source in (*sources, "mean")}
-    if axis is None:
-        _, axis = plt.subplots(figsize=(7.5, 0.32 * len(lines) + 1.1), layout="constrained")
-    positions = np.arange(len(lines))
-    axis.barh(positions, values["mean"], color="#DDDDDD", label="mean of sources", height=0.7)
-    for colour, marker, source in zip(COLOURS, "os^Dvp*X", sources, strict=False):
-        axis.plot(values[source], positions, marker, color=colour, label=source, markersize=5)
-    axis.set_yticks(positions, [line["method"] for line in lines])
-    low, high = np.nanmin(list(values.values())), np.nanmax(list(values.values()))
-    pad = 0.05 * (high - low) or 0.5  # bars may start above zero: what counts are the differences
-    axis.set(xlabel=label, xlim=(low - pad, high + pad), title=title or f"σ = {sigma}/255")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, loc="lower right")
-    return axis
+    scores = pandas.DataFrame(pivot(rows, figure, sigma)).set_index("method")
+    return show_scores(scores, label, title or f"σ = {sigma}/255", axis)
 
 
-def show_history(history, figure="psnr", label="PSNR on validation in dB", axis=None):
-    """Show a training's history: `figure` against seconds, the training loss in grey on its own axis."""
+def show_history(history: Sequence[Mapping[str, float]], figure: str = "psnr", label: str = "PSNR on validation in dB",
+                 axis: Axes | None = None) -> Axes:
+    """Show a training's history (of `fit`): `figure` against seconds, the training loss in grey on its own axis."""
     if axis is None:
         _, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
     seconds = [line["seconds"] for line in history]
     axis.plot(seconds, [line[figure] for line in history], "o-", color=COLOURS[0], markersize=4)
     axis.set(xlabel="seconds of training", ylabel=label)
     axis.spines["top"].set_visible(False)
-    loss = axis.twinx()
+    loss = axis.twinx()  # another quantity on another scale: what can be compared is when each of the two flattens
     loss.plot(seconds, [line["loss"] for line in history], color=COLOURS[7], linewidth=1)
     loss.set_ylabel("training loss", color=COLOURS[7])
     loss.spines["top"].set_visible(False)
     return axis
 
 
-def in_words(difference, low, high, covered=None, unit="", digits=2):
+def in_words(difference: float, low: float | None, high: float | None, covered: float | None = None, unit: str = "",
+             digits: int = 2) -> str:
     """A difference and its interval as text; where the interval leaves sources out, their difference without them too.
 
     >>> in_words(0.5, 0.25, 0.75), in_words(-3, -4, -1, -2.5, " %", 1)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from helpers.cam import SharedMap, activation_map, along, layer_features, layers_of, shared_direction, standardised
 from helpers.cam_methods import SIGN_RULES, kernel_projection, orient, principal_map, project, token_norm
-from helpers.metrics import crack_ap, crack_auc, darkness_map, to_size
+from helpers.metrics import crack_ap, crack_auc, darkness_map, resize_map
 from lab.measures import (
     centre_blob,
     crack_iou,
@@ -207,7 +207,7 @@ def measure_evidence(train, test, train_maps, test_maps, pixels=400):
 
     def columns(sample, map):
         controls, size = controls_of(sample), sample.mask.shape
-        maps = [controls["sato"], controls["darkness"], to_size(map, tuple(size))]
+        maps = [controls["sato"], controls["darkness"], resize_map(map, tuple(size))]
         return np.stack([(m - m.mean()) / max(m.std(), 1e-9) for m in maps], -1).reshape(-1, 3)
     inputs, labels = [], []
     for sample, map in zip(train, train_maps, strict=True):

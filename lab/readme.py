@@ -17,7 +17,7 @@ from helpers.cam import activation_map, overlay, threshold_cam
 from helpers.checkpoints import load, read_card
 from helpers.data import open_dataset
 from helpers.denoise import denoise
-from helpers.metrics import as_picture
+from helpers.metrics import as_image
 from helpers.plots import in_words, pivot
 from helpers.project import ROOT, load_results
 from helpers.vit import open_vit
@@ -91,7 +91,7 @@ def draw_picture(path):
     sample = next(s for s in open_dataset("test", photos=False, length=None) if s.source == "concrete" and s.mask.any())
     cam = activation_map(open_vit(), sample.noisy, "block 5").map
     denoised = denoise(load("hybrid"), sample.noisy)
-    parts = [as_picture(sample.noisy), as_picture(denoised, clip=True), overlay(denoised, threshold_cam(cam)) / 255]
+    parts = [as_image(sample.noisy), as_image(denoised, clip=True), overlay(denoised, threshold_cam(cam)) / 255]
     gap = np.ones((224, 8, 3))
     strip = np.hstack([parts[0], gap, parts[1], gap, parts[2]])
     with atomic_path(path) as temporary:

@@ -28,7 +28,7 @@ from helpers.denoise import denoise
 from helpers.project import data_dir, env_path, load_results, write_json
 from lab.filters import FILTERS, GRIDS, search
 from lab.intervals import ratio_of_means
-from lab.measures import evaluate_picture, legibility_ap
+from lab.measures import evaluate_image, legibility_ap
 from lab.provenance import provenance, save_results
 from lab.report_student import report_student
 from lab.student import TEACHER
@@ -119,7 +119,7 @@ def measure(samples, function, read, label):
     for sample in tqdm(samples, desc=label, leave=False, mininterval=5):
         noisy, clean, mask = numpy_picture(sample.noisy), numpy_picture(sample.clean), sample.mask.numpy()
         denoised = np.asarray(function(noisy), np.float32)
-        row = evaluate_picture(denoised, clean, mask)
+        row = evaluate_image(denoised, clean, mask)
         row |= measure_legibility(denoised, mask, read)
         for figure in KEPT:
             columns[figure].append(float(f"{row[figure]:.5g}"))

@@ -23,7 +23,7 @@ from helpers.metrics import crack_auc
 from helpers.project import data_dir, env_path, set_seed, write_json
 from helpers.training import fit
 from helpers.vit import open_vit
-from lab.measures import evaluate_picture
+from lab.measures import evaluate_image
 from lab.provenance import provenance
 from lab.recipes import Recipe
 from lab.report import measure_legibility, numpy_picture, reader
@@ -128,7 +128,7 @@ def test_sets():
 
 @torch.inference_mode()
 def test(model):
-    """Return {set: {figure: [a value per tile]}}: `evaluate_picture`, crack legibility, AUC of the network's maps.
+    """Return {set: {figure: [a value per tile]}}: `evaluate_image`, crack legibility, AUC of the network's maps.
 
     "valid", on which is chosen, has the first of these only.
     """
@@ -162,7 +162,7 @@ def measure(dataset, function, read=None, model=None, full=True):
 def figures(denoised, sample, read=None, full=True):
     """Return all figures of one output (3, H, W)."""
     picture, mask = numpy_picture(denoised), sample.mask.numpy()
-    row = evaluate_picture(picture, numpy_picture(sample.clean), mask, full=full)
+    row = evaluate_image(picture, numpy_picture(sample.clean), mask, full=full)
     return row | (measure_legibility(picture, mask, read) if full else {})
 
 

@@ -328,7 +328,7 @@ def test_controls_keep_the_histogram_and_move_the_place():
     assert torch.equal(loss.maps(clean), loss.maps(clean))  # a picture keeps its map, also in a resumed run
     other = CamWeightedLoss(attention=stripes, control="random", seed=4)
     assert not torch.equal(loss.maps(clean), other.maps(clean))
-    smooth = losses._smooth_noise(clean, 0)
+    smooth = losses.smooth_noise(clean, 0)
     assert smooth.diff(dim=-1).abs().mean() < 0.2 * smooth.std()
     assert not torch.equal(smooth[0], smooth[1])
 

@@ -55,7 +55,7 @@ def test_maps_are_enlarged_as_torch_does(grid, size):
     raw = np.random.default_rng(0).normal(size=grid).astype(np.float32)
     batch = torch.from_numpy(raw)[None, None]
     wanted = torch.nn.functional.interpolate(batch, size, mode="bilinear", align_corners=False)
-    np.testing.assert_allclose(MM.to_size(raw, size), wanted[0, 0], atol=1e-5)
+    np.testing.assert_allclose(MM.resize_map(raw, size), wanted[0, 0], atol=1e-5)
 
 
 def test_pooling_is_the_mean_of_each_cell():

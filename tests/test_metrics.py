@@ -1,4 +1,4 @@
-"""Metrics of pictures: each against its definition written out slowly, known values, and what must not pass."""
+"""Metrics of images: each against its definition written out slowly, known values, and what must not pass."""
 
 import math
 
@@ -13,11 +13,11 @@ from skimage.data import brick
 from helpers import metrics as M
 from lab import intervals, measures
 
-PICTURE_PAIR = (M.mse, M.psnr, M.ssim, M.aligned_sharpness, measures.orthogonal_residual,
-                measures.colour_shift, measures.evaluate_picture)
+IMAGE_PAIR = (M.mse, M.psnr, M.ssim, M.aligned_sharpness, M.coherence, measures.orthogonal_residual,
+                measures.colour_shift, measures.evaluate_image)
 
 
-def random_picture(seed, height=32, width=32, low=0.0, high=1.0):
+def random_image(seed, height=32, width=32, low=0.0, high=1.0):
     return np.random.default_rng(seed).uniform(low, high, (height, width, 3)).astype(np.float32)
 
 
@@ -42,17 +42,17 @@ def slow_sharpness(x):
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 999), st.integers(2, 9), st.integers(2, 9))
 def test_mse_and_sharpness_equal_slow_loops(seed, height, width):
-    clean, output = random_picture(seed, height, width), random_picture(seed + 1, height, width, -0.3, 1.3)
+    clean, output = random_image(seed, height, width), random_image(seed + 1, height, width, -0.3, 1.3)
     squares = [(min(max(float(d), 0), 1) - float(c)) ** 2 for d, c in zip(output.flat, clean.flat, strict=True)]
     assert M.mse(output, clean) == pytest.approx(sum(squares) / len(squares), rel=1e-5)
     assert measures.sharpness(clean) == pytest.approx(slow_sharpness(clean), rel=1e-5)
 
 
 def test_identity():
-    x = random_picture(0, 64, 64)
+    x = random_image(0, 64, 64)
     assert M.mse(x, x) == 0 and M.psnr(x, x) == math.inf
     assert M.ssim(x, x) == pytest.approx(1)
-    assert M.aligned_sharpness(x, x).ratio == 1
+    assert M.aligned_sharpness(x, x).ratio == 1 and M.coherence(x, x) == pytest.approx(1)
     assert measures.orthogonal_residual(x, x).total == pytest.approx(0, abs=1e-9)
     assert measures.colour_shift(x, x) == pytest.approx((0, 0, 0), abs=1e-6)
     index = measures.checkerboard_index(x, x)
@@ -68,7 +68,7 @@ def test_psnr_of_a_constant_offset(offset, decibels):
 def test_outputs_are_clipped_first():
     clean = np.ones((16, 16, 3), np.float32)
     assert M.mse(clean + 5, clean) == 0
-    assert measures.sharpness(clean + random_picture(0, 16, 16)) == 0
+    assert measures.sharpness(clean + random_image(0, 16, 16)) == 0
 
 
 def test_ssim_is_the_published_formula_on_a_constant_pair():
@@ -77,7 +77,7 @@ def test_ssim_is_the_published_formula_on_a_constant_pair():
 
 
 def test_ssim_equals_the_published_formula():
-    a, b = random_picture(0).astype(float), random_picture(1).astype(float)
+    a, b = random_image(0).astype(float), random_image(1).astype(float)
 
     def blur(x):
         return ndimage.gaussian_filter(x, (1.5, 1.5, 0), truncate=3.5)  # 11 x 11
@@ -90,16 +90,16 @@ def test_ssim_equals_the_published_formula():
 
 
 def test_torch_and_numpy_give_the_same():
-    clean, output = random_picture(0, 32, 40), random_picture(1, 32, 40)
+    clean, output = random_image(0, 32, 40), random_image(1, 32, 40)
     mask = np.zeros((32, 40), bool)
     mask[5:9] = True
     as_torch = [torch.from_numpy(x).permute(2, 0, 1) for x in (output, clean)]
-    of_torch = measures.evaluate_picture(*as_torch, torch.from_numpy(mask))
-    assert of_torch == measures.evaluate_picture(output, clean, mask)
+    of_torch = measures.evaluate_image(*as_torch, torch.from_numpy(mask))
+    assert of_torch == measures.evaluate_image(output, clean, mask)
 
 
-def test_high_pass_is_the_picture_minus_its_blur():
-    x = random_picture(0)
+def test_high_pass_is_the_image_minus_its_blur():
+    x = random_image(0)
     np.testing.assert_allclose(M.high_pass(x), x - ndimage.gaussian_filter(x, (1, 1, 0)), atol=1e-6)
 
 
@@ -116,11 +116,45 @@ def test_aligned_sharpness_tells_detail_from_noise():
 
 
 def test_aligned_sharpness_gives_the_parts_of_a_source_ratio():
-    pairs = [(random_picture(i), random_picture(i + 10)) for i in range(3)]
+    pairs = [(random_image(i), random_image(i + 10)) for i in range(3)]
     rows = [M.aligned_sharpness(d, x) for d, x in pairs]
     d, x = (np.concatenate([M.high_pass(p).ravel() for p in side]) for side in zip(*pairs, strict=True))
     ratio = intervals.ratio_of_means([row.numerator for row in rows], [row.denominator for row in rows])
     assert ratio == pytest.approx(float(d @ x) / float(x @ x), rel=1e-4)
+
+
+def slow_coherence(denoised, clean):
+    """The cosine of the angle between both high-passed images, value by value."""
+    d, x = (p.astype(float) - ndimage.gaussian_filter(p.astype(float), (1, 1, 0)) for p in (denoised, clean))
+    product = output = target = 0.0
+    for a, b in zip(d.flat, x.flat, strict=True):
+        product, output, target = product + a * b, output + a * a, target + b * b
+    return product / math.sqrt(output * target)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 999), st.integers(5, 12), st.integers(5, 12), st.floats(0, 1))
+def test_coherence_equals_a_slow_loop(seed, height, width, share):
+    clean = random_image(seed, height, width)
+    output = np.float32(share) * clean + np.float32(1 - share) * random_image(seed + 1, height, width)
+    assert M.coherence(output, clean) == pytest.approx(slow_coherence(output, clean), abs=1e-5)
+    assert -1 <= M.coherence(1 - output, clean) <= 1 + 1e-12
+
+
+def test_coherence_is_how_much_is_right_where_aligned_sharpness_is_a_gain():
+    clean = texture()
+    detail = M.high_pass(clean)
+    for gain in (0.5, 1.5):  # any gain is seen by the one and not by the other
+        output = clean + np.float32(gain - 1) * detail
+        np.testing.assert_array_equal(output, output.clip(0, 1))
+        assert M.coherence(clean * np.float32(gain) + np.float32(0.5 * (1 - gain)), clean) == pytest.approx(1, abs=1e-4)
+        assert np.sign(M.aligned_sharpness(output, clean).ratio - 1) == np.sign(gain - 1)
+    noise = np.random.default_rng(0).normal(0, 0.03, clean.shape).astype(np.float32)
+    assert M.aligned_sharpness(clean + noise, clean).ratio == pytest.approx(1, abs=0.02)
+    assert M.coherence(clean + noise, clean) < 0.95  # noise is detail that is wrong
+    assert M.coherence(1 - clean, clean) == pytest.approx(-1, abs=1e-4)
+    flat = np.full_like(clean, 0.5)
+    assert math.isnan(M.coherence(flat, clean)) and math.isnan(M.coherence(clean, flat))
 
 
 def test_gap_closed():
@@ -133,7 +167,7 @@ def test_gap_closed():
 
 
 def test_orthogonal_residual_adds_up_and_is_orthogonal():
-    clean, output = random_picture(0, 40, 64), random_picture(1, 40, 64)
+    clean, output = random_image(0, 40, 64), random_image(1, 40, 64)
     hp_d, hp_x = M.high_pass(output).astype(float), M.high_pass(clean).astype(float)
     residual = hp_d - (hp_d * hp_x).sum() / (hp_x**2).sum() * hp_x
     octaves = measures.orthogonal_residual(output, clean)
@@ -151,8 +185,8 @@ def test_orthogonal_residual_finds_the_octave(octave, period):
     assert energies.argmax() == octave and energies[octave] > 0.95 * energies.sum()
 
 
-def test_orthogonal_residual_of_a_constant_clean_picture_has_no_ratio():
-    octaves = measures.orthogonal_residual(random_picture(0), np.full((32, 32, 3), 0.5, np.float32))
+def test_orthogonal_residual_of_a_constant_clean_image_has_no_ratio():
+    octaves = measures.orthogonal_residual(random_image(0), np.full((32, 32, 3), 0.5, np.float32))
     assert np.isnan(octaves.total) or octaves.total > 1e6
 
 
@@ -165,17 +199,17 @@ def test_checkerboard_index_rises_at_its_own_period_only(period, kind):
     pattern = (wave[:, None] * across)[..., None].astype(np.float32)
     index = measures.checkerboard_index(clean + pattern, clean)
     assert index[period] > 0.5
-    # a modulated pattern carries the picture's own frequencies to the other axis, so there a little rises everywhere
+    # a modulated pattern carries the image's own frequencies to the other axis, so there a little rises everywhere
     spill = 0.5 if kind == "modulated" else 0.1
     assert all(value < spill * index[period] for other, value in index.items() if other != period)
 
 
-def slow_lattice(picture, period):
-    """The index of one square picture whose side is a multiple of the period, bin by bin."""
-    side, total = len(picture), 0.0
+def slow_lattice(image, period):
+    """The index of one square image whose side is a multiple of the period, bin by bin."""
+    side, total = len(image), 0.0
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(side) / side)
     energy = np.zeros((side, side))
-    for channel in np.moveaxis(picture.astype(float), -1, 0):
+    for channel in np.moveaxis(image.astype(float), -1, 0):
         energy += np.abs(np.fft.fft2((channel - channel.mean()) * np.outer(hann, hann))) ** 2
     for axis in (energy, energy.T):
         line = [math.log(sum(axis[k, 1:])) for k in range(side)]
@@ -186,13 +220,13 @@ def slow_lattice(picture, period):
 
 @pytest.mark.parametrize("period", [2, 4, 8])
 def test_checkerboard_index_equals_its_definition(period):
-    clean, output = texture(48), np.clip(texture(48) + 0.1 * random_picture(0, 48, 48), 0, 1)
+    clean, output = texture(48), np.clip(texture(48) + 0.1 * random_image(0, 48, 48), 0, 1)
     wanted = slow_lattice(output, period) - slow_lattice(clean, period)
     assert measures.checkerboard_index(output, clean)[period] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_checkerboard_index_needs_room():
-    index = measures.checkerboard_index(random_picture(0, 64, 100), random_picture(1, 64, 100))
+    index = measures.checkerboard_index(random_image(0, 64, 100), random_image(1, 64, 100))
     assert [p for p, value in index.items() if math.isnan(value)] == [24, 32]
 
 
@@ -210,7 +244,7 @@ def test_colour_shift():
 
 
 def test_zone_mse_equals_a_slow_loop():
-    clean, output = random_picture(0, 20, 24), random_picture(1, 20, 24)
+    clean, output = random_image(0, 20, 24), random_image(1, 20, 24)
     mask = np.random.default_rng(2).random((20, 24)) > 0.985
     inside, outside = [], []
     cracks = np.argwhere(mask)
@@ -223,18 +257,18 @@ def test_zone_mse_equals_a_slow_loop():
 
 
 def test_zone_mse_without_a_crack_and_with_nothing_else():
-    clean, output = random_picture(0), random_picture(1)
+    clean, output = random_image(0), random_image(1)
     none = measures.zone_mse(output, clean, np.zeros((32, 32), bool))
     assert math.isnan(none.inside) and none.outside == pytest.approx(M.mse(output, clean))
     everywhere = measures.zone_mse(output, clean, np.ones((32, 32), bool))
     assert math.isnan(everywhere.outside) and everywhere.inside == pytest.approx(M.mse(output, clean))
 
 
-def test_evaluate_picture_agrees_with_the_single_figures():
-    clean, output = texture(128), random_picture(1, 128, 128)
+def test_evaluate_image_agrees_with_the_single_figures():
+    clean, output = texture(128), random_image(1, 128, 128)
     mask = np.zeros((128, 128), bool)
     mask[60:63] = True
-    row = measures.evaluate_picture(output, clean, mask, full=True)
+    row = measures.evaluate_image(output, clean, mask, full=True)
     assert all(type(value) is float for value in row.values())
     for metric in (M.mse, M.psnr, M.ssim):
         assert row[metric.__name__] == metric(output, clean)
@@ -243,34 +277,34 @@ def test_evaluate_picture_agrees_with_the_single_figures():
     assert row["checkerboard_2"] == measures.checkerboard_index(output, clean)[2]
     assert row["residual_32"] == measures.orthogonal_residual(output, clean).ratio[-1]
     assert row["delta_e"] == measures.colour_shift(output, clean).delta_e
-    assert "mse_crack" not in measures.evaluate_picture(output, clean)
+    assert "mse_crack" not in measures.evaluate_image(output, clean)
 
 
-@pytest.mark.parametrize("metric", PICTURE_PAIR)
+@pytest.mark.parametrize("metric", IMAGE_PAIR)
 def test_clear_errors(metric):
-    clean = random_picture(0)
+    clean = random_image(0)
     with pytest.raises(ValueError, match=r"one shape, got \(32, 30, 3\) and \(32, 32, 3\)"):
-        metric(random_picture(0, 32, 30), clean)
+        metric(random_image(0, 32, 30), clean)
     broken = clean.copy()
     broken[3, 4, 1] = np.nan
     with pytest.raises(ValueError, match="finite, got 1 NaN"):
         metric(broken, clean)
     with pytest.raises(ValueError, match=r"in \[0, 1\], got uint8"):
         metric((clean * 255).astype(np.uint8), clean)
-    with pytest.raises(ValueError, match=r"clean picture must lie in \[0, 1\], got"):
+    with pytest.raises(ValueError, match=r"clean image must lie in \[0, 1\], got"):
         metric(clean, clean * 255)
     with pytest.raises(ValueError, match=r"numpy \(H, W, 3\) or torch \(3, H, W\), got \(2, 3, 32, 32\)"):
         metric(torch.zeros(2, 3, 32, 32), clean)
 
 
-def test_masks_and_small_pictures_give_clear_errors():
-    clean = random_picture(0)
+def test_masks_and_small_images_give_clear_errors():
+    clean = random_image(0)
     with pytest.raises(ValueError, match="must be bool"):
         measures.zone_mse(clean, clean, np.zeros((32, 32), np.uint8))
     with pytest.raises(ValueError, match=r"one size, got \(16, 16\) and \(32, 32\)"):
         measures.zone_mse(clean, clean, np.zeros((16, 16), bool))
     with pytest.raises(ValueError, match="11 x 11 pixels, got 8 x 9"):
-        M.ssim(random_picture(0, 8, 9), random_picture(1, 8, 9))
+        M.ssim(random_image(0, 8, 9), random_image(1, 8, 9))
 
 
 def test_ratio_of_means_is_not_the_mean_of_ratios():

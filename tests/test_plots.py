@@ -19,7 +19,17 @@ from matplotlib.figure import Figure  # noqa: E402
 from helpers import plots  # noqa: E402
 from helpers.data import Sample  # noqa: E402
 from helpers.metrics import psnr  # noqa: E402
-from helpers.plots import crack_inset, pivot, show_history, show_images, show_outputs, show_results, table
+from helpers.plots import (  # noqa: E402
+    crack_inset,
+    pivot,
+    show_history,
+    show_images,
+    show_outputs,
+    show_results,
+    show_scores,
+    show_table,
+    table,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +121,34 @@ def test_table_has_dashes_for_what_is_missing():
     assert table(rows, {"method": "Method", "psnr": "PSNR", "n": "tiles"}, digits=1).data.splitlines() == [
         "| Method | PSNR | tiles |", "| --- | --- | --- |", "| unet | 26.1 | 3 |", "| bm3d | – | – |", "| – | – | – |",
         "| – | 2.5 | – |"]
+
+
+def test_a_frame_as_a_table_has_dashes_digits_and_the_best_in_bold():
+    frame = pandas.DataFrame({"method": ["unet", "bm3d", "noisy"], "psnr": [26.123, None, 14.4], "n": [3, 40, 5],
+                              "bias": [-0.001, 0.0, math.nan], "note": ["a | b", None, "worst"]})
+    assert show_table(frame.iloc[:, :-1]).data.splitlines() == [
+        "| method | psnr | n | bias |", "| --- | --- | --- | --- |", "| unet | 26.12 | 3 | 0.00 |",
+        "| bm3d | – | 40 | 0.00 |", "| noisy | 14.40 | 5 | – |"]
+    best = show_table(frame.set_index("method")[["psnr", "n", "note"]], digits=1, best="max").data.splitlines()
+    assert best[0] == "| method | psnr | n | note |" and best[2] == r"| unet | **26.1** | 3 | a \| b |"
+    assert best[3] == "| bm3d | – | **40** | – |"
+    assert "**14.4**" in show_table(frame, digits=1, best="min").data
+    with pytest.raises(ValueError, match="got 'most'"):
+        show_table(frame, best="most")
+
+
+def test_scores_stand_in_order_with_every_source_and_the_mean_of_what_is_there():
+    scores = pandas.DataFrame({"road": [28.5, 14.5, math.nan], "wall": [24.0, 14.75, math.nan]},
+                              index=["unet", "noisy", "not measured"])
+    axis = show_scores(scores, title="a title")
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["not measured", "noisy", "unet"]
+    assert [bar.get_width() for bar in axis.patches][1:] == [14.625, 26.25] and axis.get_title() == "a title"
+    assert {line.get_label(): list(line.get_xdata()[1:]) for line in axis.lines} == {
+        "road": [14.5, 28.5], "wall": [14.75, 24.0]}
+    given = show_scores(scores.assign(mean=[1.0, 2.0, 3.0]))  # a mean that is there is not computed anew
+    assert [label.get_text() for label in given.get_yticklabels()] == ["unet", "noisy", "not measured"]
+    assert list(scores.columns) == ["road", "wall"]  # what was handed in stays as it is
+    axis.figure.canvas.draw()
 
 
 def result_rows():
