@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from surfaces.folders import SPLITS, _split_by_name, list_photos
-from surfaces.photos import list_tiles, read_mask, read_photo, read_size, read_tile
+from surfaces.photos import list_tiles, read_mask, read_photo, read_size, read_tile, to_uint8
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -36,6 +36,29 @@ def mask(path, height=224, width=224):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)
     return path
+
+
+# --- bytes
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_bytes_survive_the_way_to_floats_and_back(dtype):
+    every = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(to_uint8((every / 255).astype(dtype)), every)
+    assert to_uint8(every) is every
+
+
+def test_bytes_are_rounded_half_up_and_clipped():
+    halves = (np.arange(255) + 0.5) / 255
+    np.testing.assert_array_equal(to_uint8(halves + 1e-9), np.arange(1, 256))
+    np.testing.assert_array_equal(to_uint8(halves - 1e-9), np.arange(255))
+    assert to_uint8(np.float32([0.5 / 255, 2.5 / 255])).tolist() == [1, 3]  # half to even would give 0 and 2
+    assert to_uint8(np.array([-np.inf, -0.2, 1.01, np.inf, np.nan])).tolist() == [0, 0, 255, 255, 0]
+
+
+@pytest.mark.parametrize("image", [np.zeros((2, 2, 3), bool), np.zeros((2, 2, 3), np.uint16), [[0, 255]]])
+def test_bytes_refuse_what_has_no_known_white(image):
+    with pytest.raises(TypeError, match=r"floating point in \[0, 1\] or uint8, got (bool|uint16|int64)"):
+        to_uint8(image)
 
 
 # --- one photograph
