@@ -26,8 +26,8 @@ from surfaces.draw import (
     train_seed,
 )
 from surfaces.folders import SPLITS, list_photos
-from surfaces.photos import TILE, list_tiles, read_tile
-from surfaces.pools import drawn_sheets
+from surfaces.tiles import TILE, list_tiles, read_tile
+from surfaces.training_images import drawn_sheets
 
 
 class Sample(NamedTuple):
@@ -266,7 +266,7 @@ class Photographs(_Pictures):
     """Tiles of photographs on disk."""
 
     def __init__(self, tiles, split, sigma=50, seed=0, length=None):
-        items = [Item(tile.name, tile.image.photo, tile.image.group, tile.image.source, tile.image.mask is not None)
+        items = [Item(tile.name, tile.photo.photo, tile.photo.group, tile.photo.source, tile.photo.mask is not None)
                  for tile in tiles]
         chosen = _choose(items, length, split)
         self.tiles, self._last = [tiles[i] for i in chosen], {}

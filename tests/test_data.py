@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, default_collate
 from helpers.data import Crops, Sample, drawn_pool, open_dataset
 from helpers.noise import add_noise
 from surfaces import draw as surfaces
-from surfaces import pools
-from surfaces.pools import everyday_pool, photo_pool
+from surfaces import training_images as pools
+from surfaces.training_images import everyday_pool, photo_pool
 
 
 @pytest.fixture(autouse=True)
@@ -244,11 +244,11 @@ def test_photographs_without_masks(folder):
 
 def test_a_truncated_photograph_is_named_when_read(folder):
     dataset = open_dataset("train", folder)
-    path = dataset.tiles[0].image.path
+    path = dataset.tiles[0].photo.path
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=f"{path.name}: wanted a whole picture"):
+    with pytest.raises(ValueError, match=f"{path.name}: wanted a whole image"):
         dataset[0]
-    with pytest.raises(ValueError, match=f"{path.name}: wanted a whole picture"):
+    with pytest.raises(ValueError, match=f"{path.name}: wanted a whole image"):
         photo_pool(folder)
 
 

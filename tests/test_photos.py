@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from surfaces.folders import SPLITS, _split_by_name, list_photos
-from surfaces.photos import list_tiles, read_mask, read_photo, read_size, read_tile, to_uint8
+from surfaces.photos import read_mask, read_photo, read_size, to_uint8
+from surfaces.tiles import list_tiles, read_tile
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -247,7 +248,7 @@ def test_tiles_lie_inside_without_overlap_and_reach_the_edges(tmp_path_factory, 
 
 
 def list_photos_of(path, crack=None):
-    from surfaces.photos import Photo
+    from surfaces.folders import Photo
 
     return Photo(path.stem, path, crack, path.stem, path.stem, "here", "test")
 
@@ -431,11 +432,11 @@ def test_plain_folder_mistakes(tmp_path):
         list_photos(folder)
     folder = fresh("heic")
     (folder / "wall9.heic").touch()
-    with pytest.raises(ValueError, match=r"wall9\.heic: wanted only pictures"):
+    with pytest.raises(ValueError, match=r"wall9\.heic: wanted only images"):
         list_photos(folder)
     folder = fresh("nested")
     write(folder / "more" / "x.png")
-    with pytest.raises(ValueError, match="more: wanted only pictures.* got a folder"):
+    with pytest.raises(ValueError, match="more: wanted only images.* got a folder"):
         list_photos(folder)
     folder = fresh("lonely")
     mask(folder / "other_mask.png")
