@@ -446,7 +446,7 @@ def test_plain_folder_mistakes(tmp_path):
     mask(folder / "wall0_mask.png")
     for i in range(4):
         mask(folder / "masks" / f"wall{i}.png")
-    with pytest.raises(ValueError, match=r"wall0_mask\.png: wanted masks in masks/ or beside the pictures, got both"):
+    with pytest.raises(ValueError, match=r"wall0_mask\.png: wanted masks in masks/ or beside the images, got both"):
         list_photos(folder)
     folder = fresh("beside")
     write(folder / "images" / "x.png")
