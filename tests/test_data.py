@@ -366,12 +366,12 @@ def test_crops_refuse():
         def __getitem__(self, index):
             return grey_pool(1)[index]
 
-    with pytest.raises(ValueError, match="picture 1 of b: wanted at least 45 x 45 pixels for a crop, got 40 x 50"):
+    with pytest.raises(ValueError, match="image 1 of b: wanted at least 45 x 45 pixels for a crop, got 40 x 50"):
         Crops({"a": grey_pool(1, 64, 64), "b": grey_pool(1, 64, 64) + grey_pool(1)}, 10, size=45)
-    with pytest.raises(ValueError, match="picture 0 of lazy: wanted at least 45 x 45"):
+    with pytest.raises(ValueError, match="image 0 of lazy: wanted at least 45 x 45"):
         Crops({"lazy": Lazy()}, 10, size=45)[0]
     for wrong in ({}, {"a": []}):
-        with pytest.raises(ValueError, match="pools must hold pictures"):
+        with pytest.raises(ValueError, match="pools must hold images"):
             Crops(wrong, 10)
     for options in ({"length": 0}, {"length": 5, "size": 0}, {"length": 5, "seed": -1}):
         with pytest.raises(ValueError, match="wanted length and size above 0"):
