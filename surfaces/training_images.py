@@ -149,7 +149,7 @@ def _kept_sheets(paths, count, size):
     try:
         # plain views of the mapped files: np.memmap objects are slow to slice
         images, masks = (np.asarray(np.load(path, mmap_mode="r")) for path in paths)
-    except (FileNotFoundError, EOFError, ValueError):  # numpy's words for a file that breaks off
+    except (FileNotFoundError, NotADirectoryError, EOFError, ValueError):  # the last two where a file breaks off
         return None
     whole = images.shape == (count, size, size, 3) and masks.shape == (count, size, size)
     return (images, masks) if whole and (images.dtype, masks.dtype) == (np.uint8, bool) else None
