@@ -1,7 +1,7 @@
-"""What a sample is, and the noise: Gaussian, clipped, of a known standard deviation.
+"""Noise: Gaussian, of a standard deviation `sigma` on the 0..255 scale, added to an image in [0, 1] and clipped to it.
 
-Noise is Gaussian with standard deviation `sigma` on the 0..255 scale, added to the picture in [0, 1] and clipped to
-[0, 1].
+    noisy = add_noise(clean, sigma=50)
+    noisy = add_noise(clean, sigma=50, generator=noise_generator("wall-7", sigma=50))   # the same at every call
 """
 
 import hashlib
@@ -10,14 +10,17 @@ import math
 import numpy as np
 import torch
 
+Sigma = float | tuple[float, float]  # one standard deviation on the 0..255 scale, or a (low, high) range of them
 
-def add_noise(clean, sigma, generator=None):
+
+def add_noise(clean: torch.Tensor, sigma: float, generator: torch.Generator | np.random.Generator | None = None
+              ) -> torch.Tensor:
     """Add Gaussian noise and clip to [0, 1].
 
     Args:
-        clean: torch tensor of any shape, values in [0, 1].
+        clean: tensor of any shape, floating point in [0, 1].
         sigma: standard deviation on the 0..255 scale, 0 to 255.
-        generator: `torch.Generator` on the device of `clean`, or numpy `Generator`; default torch's global one.
+        generator: torch's, on the device of `clean`, or numpy's; default torch's global one.
 
     Returns:
         Tensor like `clean`.
@@ -33,33 +36,47 @@ def add_noise(clean, sigma, generator=None):
     if not torch.is_tensor(clean) or not clean.is_floating_point():
         raise TypeError(f"clean must be a floating-point tensor in [0, 1], got {getattr(clean, 'dtype', type(clean))}")
     if np.ndim(sigma) != 0:
-        _refuse_sigma(sigma)
+        raise ValueError(f"sigma must be a number with 0 <= sigma <= 255, got {sigma!r}")
     sigma, _ = sigma_range(sigma)
-    if isinstance(generator, np.random.Generator):
+    if isinstance(generator, np.random.Generator):  # numpy's noise is the same on every device
         noise = torch.from_numpy(generator.standard_normal(clean.shape, np.float32)).to(clean)
     else:
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
     return noise.mul_(sigma / 255).add_(clean).clamp_(0, 1)
 
 
-def _refuse_sigma(sigma):
-    raise ValueError(f"sigma must be a number or a (low, high) range with 0 <= low <= high <= 255, got {sigma!r}")
+def sigma_range(sigma: Sigma) -> tuple[float, float]:
+    """Return sigma as (low, high), both the same for a number.
 
+    Raises:
+        ValueError: neither a number nor two, or not 0 <= low <= high <= 255.
 
-def sigma_range(sigma):
-    """Return sigma as (low, high), both the same for a number."""
+    >>> sigma_range(50), sigma_range((5, 60))
+    ((50.0, 50.0), (5.0, 60.0))
+    """
     try:
         low, high = (sigma, sigma) if np.ndim(sigma) == 0 else sigma
         low, high = float(low), float(high)
     except (TypeError, ValueError):
-        _refuse_sigma(sigma)
-    if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high <= 255):
-        _refuse_sigma(sigma)
+        low = high = math.nan
+    if not 0 <= low <= high <= 255:  # also where one is NaN
+        raise ValueError(f"sigma must be a number or a (low, high) range with 0 <= low <= high <= 255, got {sigma!r}")
     return low, high
 
 
-def noise_generator(name, sigma, seed=0):
-    """The generator of an item's noise in valid and test: seeded by the seed, its name and sigma (number or range).
+def choose_sigma(sigma: Sigma, rng: np.random.Generator) -> float:
+    """Return the standard deviation of one sample: `sigma` itself, or uniform in its (low, high) range from `rng`."""
+    low, high = sigma_range(sigma)
+    return low if low == high else rng.uniform(low, high)
+
+
+def noise_generator(name: str, sigma: Sigma, seed: int = 0) -> np.random.Generator:
+    """Return the generator of an item's noise in valid and test: seeded by the seed, its name and sigma.
+
+    Args:
+        name: of the item.
+        sigma: on the 0..255 scale, a number or a (low, high) range.
+        seed: of the data set.
 
     >>> grey = torch.full((3, 8, 8), 0.5)
     >>> torch.equal(*(add_noise(grey, 25, noise_generator("wall", 25)) for _ in range(2)))

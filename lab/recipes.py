@@ -18,7 +18,7 @@ class Recipe:
         lr: the optimizer's peak learning rate.
         optimizer: "adamw" or "muon" (`helpers.training.make_optimizer`).
         colour: share of the crops whose colours are changed (`helpers.data.Crops`).
-        everyday: share of the crops cut from photographs of everyday things (`surfaces.pools.everyday_pool`), 0..0.4.
+        everyday: share of the crops cut from everyday photographs (`surfaces.training_images.everyday_pool`), 0..0.4.
         start: name of the recipe whose weights it starts from, or None.
         objective: "denoise" (mean squared error) or "segment" (cross entropy against the crack mask).
         shipped: whether the result belongs in ``data/checkpoints/``; else it is an experiment, kept in ``data/runs/``.

@@ -32,7 +32,7 @@ from helpers.vit import BUILT_IN, extra_tokens, open_vit
 from lab.provenance import provenance
 from lab.recipes import SHEETS
 from surfaces.files import atomic_path
-from surfaces.pools import everyday_pool, photo_pool
+from surfaces.training_images import everyday_pool, photo_pool
 
 TEACHER = os.environ.get("DENOISE_TEACHER", "").strip() or "WinKawaks/vit-tiny-patch16-224"
 BLOCKS = (3, 5, 7, 9, 11, None)  # where tokens must match, counted from 0; None: after the final normalisation

@@ -28,7 +28,7 @@ from lab.measures import legibility_ap
 from lab.provenance import provenance
 from lab.recipes import RECIPES, SHEETS, start_of
 from lab.student import TEACHER, train_student
-from surfaces.pools import everyday_pool, photo_pool
+from surfaces.training_images import everyday_pool, photo_pool
 
 
 def training_data(recipe):

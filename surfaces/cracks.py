@@ -1,17 +1,63 @@
 """Lines and patches on a surface: cracks with their mask, and the things that are taken for cracks.
 
 A crack is a polygon around a wandering line: its two edges crumble independently, its width tapers and varies. Joints,
-shadows' edges, oil stains and long stains change the light of the picture but never the mask, so that
+shadows' edges, oil stains and long stains change the light of the image but never the mask, so that
 darkness alone does not give a crack away.
+
+    cover, mask = draw_cracks(np.random.default_rng(0), size=224)
+    image, mask = put_crack_on(tile_without_cracks, seed=0)
 """
 
 import cv2
 import numpy as np
+from skimage.filters import gaussian
 
 from surfaces.textures import SHIFT, displace, noise, own_stream, smooth_noise
 
+LEAST_CRACK = 0.003  # share of an image's pixels that a crack put on it covers at least
 
-def wander(rng, length, rough, smallest=3.0, step=1.5):
+
+def put_crack_on(image: np.ndarray, seed: int, darkness: tuple[float, float] = (0.5, 0.95)
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """Put a synthetic crack, or a network of them, on an image that has none.
+
+    The crack takes away light and is softened as a lens softens; the rest of the image stays as it is.
+
+    Args:
+        image: (size, size, 3) floating point in [0, 1], 32 pixels or more a side.
+        seed: whole number of at least 0: which crack.
+        darkness: shares of the light that a crack takes away at least and at most, each in [0, 1].
+
+    Returns:
+        image (size, size, 3) float32 in [0, 1]; mask (size, size) bool, True on the crack, which covers at least
+        0.3 % of the pixels.
+
+    Raises:
+        TypeError: an image that is no floating point.
+        ValueError: an image of another shape, a darkness outside [0, 1].
+
+    >>> wall = np.full((64, 64, 3), 0.5, np.float32)
+    >>> cracked, mask = put_crack_on(wall, seed=0)
+    >>> bool(cracked[mask].mean() < 0.4), float(np.median(cracked[~mask]))
+    (True, 0.5)
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.shape[0] != image.shape[1] or len(image) < 32:
+        raise ValueError(f"wanted a square image of shape (size, size, 3), 32 pixels or more, got {image.shape}")
+    if not np.issubdtype(image.dtype, np.floating):
+        raise TypeError(f"wanted an image of floating point in [0, 1], got {image.dtype}")
+    if not 0 <= darkness[0] <= darkness[1] <= 1:
+        raise ValueError(f"wanted two shares of light in 0..1, the smaller first, got {darkness}")
+    rng = np.random.default_rng(seed)
+    cover, mask = draw_cracks(rng, len(image))
+    while mask.mean() < LEAST_CRACK:
+        cover, mask = draw_cracks(rng, len(image))
+    # a crack takes away most of the light, and the lens softens it as it softened the rest of the image
+    light = 1 - rng.uniform(*darkness) * gaussian(cover, 0.7)
+    return np.clip(image * light[..., None], 0, 1).astype(np.float32), mask
+
+
+def wander(rng: np.random.Generator, length: float, rough: float, smallest: float = 3.0, step: float = 1.5
+           ) -> np.ndarray:
     """Fractal wandering along a line.
 
     Args:
@@ -43,8 +89,17 @@ def _path(rng, size, start, angle, length, rough, smallest):
     return start + t[:, None] * direction + side[:, None] * normal
 
 
-def draw_line(canvas, path, width, left=0.0, right=0.0, value=255):
-    """Fill the polygon around a path (N, 2) whose edges lie ``width / 2`` (N,) plus left/right (N,) beside it."""
+def draw_line(canvas: np.ndarray, path: np.ndarray, width: np.ndarray, left: np.ndarray | float = 0.0,
+              right: np.ndarray | float = 0.0, value: int = 255) -> None:
+    """Fill the polygon around a path, in place.
+
+    Args:
+        canvas: (H, W) uint8, drawn on.
+        path: (N, 2) points x, y in pixels.
+        width: (N,) pixels; half of it lies on each side of the path.
+        left, right: (N,) or one number, pixels more on that side.
+        value: what the polygon is filled with, 0 to 255.
+    """
     tangent = np.gradient(path, axis=0)
     normal = np.stack([-tangent[:, 1], tangent[:, 0]], 1)
     normal /= np.maximum(np.hypot(*normal.T)[:, None], 1e-6)
@@ -62,7 +117,7 @@ def draw_line(canvas, path, width, left=0.0, right=0.0, value=255):
 
 
 def _one_crack(rng, canvas, path, width, crumble, ends, scale):
-    """Draw one crack (all in pixels of the canvas, which is ``scale`` times the picture)."""
+    """Draw one crack (all in pixels of the canvas, which is ``scale`` times the image)."""
     n = len(path)
     if n < 3:
         return
@@ -79,12 +134,12 @@ def _one_crack(rng, canvas, path, width, crumble, ends, scale):
     draw_line(canvas, path * scale, np.maximum(w, 0.7) * scale, edges[0] * scale, edges[1] * scale)
 
 
-def draw_cracks(rng, size):
+def draw_cracks(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """A network of cracks.
 
     Args:
         rng: numpy Generator.
-        size: side of the picture, pixels.
+        size: side in pixels.
 
     Returns:
         cover (size, size) float32 in [0, 1]: how much of a pixel is crack; mask (size, size) bool.
@@ -114,7 +169,7 @@ def draw_cracks(rng, size):
             turn = rng.choice([-1, 1]) * rng.uniform(0.4, 1.3)
             twig = _path(rng, size, root, angle + turn, size * rng.uniform(0.12, 0.6), rough, smallest)
             _one_crack(rng, canvas, twig, width * rng.uniform(0.3, 0.8), crumble, (False, True), scale)
-    # grains that broke out of the edges: the picture of the crack is bent by fine noise
+    # grains that broke out of the edges: the drawing of the crack is bent by fine noise
     bend = np.float32(scale * rng.uniform(0.2, 1.0))
     fine = [smooth_noise(rng, size, rng.uniform(1.5, 4)) * bend for _ in range(2)]
     canvas = displace(canvas, [field.repeat(scale, 0).repeat(scale, 1) for field in fine])
@@ -148,7 +203,7 @@ def _joint(rng, size, light):
 
 
 def _shadow(rng, size, light):
-    """A shadow that covers one side of the picture; its edge wanders and is sharp or soft."""
+    """A shadow that covers one side of the image; its edge wanders and is sharp or soft."""
     yy, xx = np.ogrid[:size, :size]
     angle = rng.uniform(0, 2 * np.pi)
     far = (xx - size * rng.uniform(0.2, 0.8)) * np.cos(angle) + (yy - size * rng.uniform(0.2, 0.8)) * np.sin(angle)
@@ -189,19 +244,21 @@ def _wet(rng, size, light):
     inside = np.clip((far + rng.uniform(0.1, 0.8) * field) * rng.uniform(3, 25), -1, 1)
     light = light * (1 - rng.uniform(0.1, 0.4) * (inside + 1) / 2)
     return light * (1 + rng.uniform(-0.25, 0.25) * (1 - inside**2) ** 4)
+
+
 DISTRACTORS = {"joint": _joint, "shadow": _shadow, "oil": _oil, "long stain": _long_stain, "wet": _wet}
 
 
-def draw_distractors(rng, size, weights):
+def draw_distractors(rng: np.random.Generator, size: int, weights: dict[str, float]) -> np.ndarray:
     """What is dark and no crack, as a factor on the light.
 
     Args:
         rng: numpy Generator.
-        size: side of the picture, pixels.
-        weights: probability of each of ``DISTRACTORS``, by name.
+        size: side in pixels.
+        weights: probability of each of `DISTRACTORS`, by name.
 
     Returns:
-        (size, size) float32, factor on the picture's light (1 where there is nothing).
+        (size, size) float32, factor on the image's light (1 where there is nothing).
     """
     light = np.ones((size, size), np.float32)
     for name, draw in DISTRACTORS.items():

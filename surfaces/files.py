@@ -23,7 +23,7 @@ def atomic_path(path):
         temporary.unlink(missing_ok=True)
 
 
-def write_new(path, content):
+def write_new(path: str | Path, content: bytes) -> Path:
     """Write bytes as `path`, or as the first free of "name-2", "name-3", ... where that is taken; return where.
 
     Nothing is ever overwritten, and the content appears in one piece.

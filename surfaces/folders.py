@@ -1,33 +1,52 @@
 """Folders of photographs in three layouts: which photographs there are, their masks, and the split each belongs to.
 
+    photos = list_photos("my-walls", "train")
+    write_folder("synthetic", ((f"sand-{seed}", *draw_surface("sand", seed)) for seed in range(100)))
+
 Nothing is skipped in silence: a file that fits no layout raises an error that names it and says what was wanted. Only
-names are looked at here; headers are read when tiles are cut, pixels when a tile is read (`surfaces.photos`).
+names are looked at here; headers are read when tiles are cut, pixels when a tile is read (`surfaces.tiles`).
 """
 
 import csv
 import hashlib
+from collections.abc import Hashable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from surfaces.photos import SUFFIXES, Photo, refuse_twice
+import numpy as np
+
+from surfaces.photos import SUFFIXES, write_mask, write_photo
 
 SPLITS = ("train", "valid", "test")
 VALID, TEST = 0.15, 0.15  # shares of the photographs, where the folder does not say
-NOTES = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf", ".ini", ".db")  # lie beside pictures, hold none
-LAYOUTS = ("a manifest.csv, or train/images and test/images (with masks/ beside), or pictures in one folder "
+NOTES = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf", ".ini", ".db")  # lie beside images, hold none
+LAYOUTS = ("a manifest.csv, or train/images and test/images (with masks/ beside), or images in one folder "
            "(masks in masks/ or as NAME_mask.png)")
 COLUMNS = ("path", "mask", "source", "photo", "split")
 
 
-def list_photos(folder, split=None):
+class Photo(NamedTuple):
+    """One photograph on disk: `mask` is None without one; `group` holds photographs of one place together."""
+
+    name: str
+    path: Path
+    mask: Path | None
+    photo: str
+    group: str
+    source: str
+    split: str
+
+
+def list_photos(folder: str | Path, split: str | None = None) -> list[Photo]:
     """List the photographs of a folder, in a fixed order, without opening them.
 
     Three layouts: `manifest.csv` (columns path, mask, source, photo, split, and optionally group);
-    `train/images`, `train/masks`, `test/images`, `test/masks` (15 % of train becomes valid); or one folder of pictures,
+    `train/images`, `train/masks`, `test/images`, `test/masks` (15 % of train becomes valid); or one folder of images,
     in it or in `images/`, with masks in `masks/`, as NAME_mask.png or without (15 % valid, 15 % test). Where the folder
     does not say, a hash of the photograph's name decides, the same on every machine.
 
     Args:
-        folder: the folder (str or Path).
+        folder: the folder.
         split: "train", "valid" or "test", or None for all.
 
     Returns:
@@ -52,6 +71,7 @@ def list_photos(folder, split=None):
     if not photos:
         raise FileNotFoundError(f"{folder}: no photographs in it (wanted {LAYOUTS})")
     refuse_twice([(photo.name, f"{photo.path} in {photo.split}") for photo in photos])
+    # what shows one place belongs to one split, or a test would be on what was trained on
     for what in ("photo", "group"):
         seen = {}
         for photo in photos:
@@ -62,6 +82,45 @@ def list_photos(folder, split=None):
     if not chosen:
         raise ValueError(f"{folder}: wanted photographs for {split}, got none ({len(photos)} for other splits)")
     return sorted(chosen, key=lambda photo: (photo.source, photo.name))
+
+
+def write_folder(folder: str | Path, images: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> int:
+    """Write images with masks as PNG, into ``images/`` and ``masks/`` of a new folder that `list_photos` reads.
+
+    Args:
+        folder: where; it must be new or empty.
+        images: (name, image, mask) one after the other: a name for the two files, (H, W, 3) float in [0, 1] or uint8,
+            and (H, W) bool. A generator is written as it goes, so that any number fits in memory.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        FileExistsError: there is something in the folder.
+        ValueError: a name that comes twice, is no plain file name or ends in "_mask"; an image and a mask of two
+            sizes; as `surfaces.photos.write_photo`.
+    """
+    folder, seen = Path(folder), set()
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: wanted a new or an empty folder to write images into, got one with files")
+    for name, image, mask in images:
+        if not name or name in seen or name != Path(name).name or name.startswith(".") or name.endswith("_mask"):
+            raise ValueError(f"wanted a plain file name, once, not hidden and without _mask at its end, got {name!r}")
+        if np.shape(image)[:2] != np.shape(mask):
+            raise ValueError(f"{name}: wanted a mask of its image's size, got {np.shape(image)} and {np.shape(mask)}")
+        seen.add(name)
+        write_photo(folder / "images" / f"{name}.png", image)
+        write_mask(folder / "masks" / f"{name}.png", mask)
+    return len(seen)
+
+
+def refuse_twice(pairs: Iterable[tuple[Hashable, object]], what: str = "name") -> None:
+    """Raise ValueError where the same key comes twice in (key, where) pairs, naming both places."""
+    seen = {}
+    for key, where in pairs:
+        if key in seen:
+            raise ValueError(f"the {what} {key} comes twice: {seen[key]} and {where}; wanted every {what} once")
+        seen[key] = where
 
 
 def _from_manifest(folder):
@@ -88,44 +147,44 @@ def _from_manifest(folder):
 def _from_train_test(folder):
     photos = []
     for part in ("train", "test"):
-        images = folder / part / "images"
-        if not images.is_dir():
-            raise FileNotFoundError(f"{images}: no such folder (wanted train/images and test/images, masks/ beside)")
-        pictures = _pictures(images)
-        masks = _match(pictures, folder / part / "masks")
-        splits = _split_by_name(pictures, 0, VALID) if part == "train" else dict.fromkeys(pictures, part)
+        inner = folder / part / "images"
+        if not inner.is_dir():
+            raise FileNotFoundError(f"{inner}: no such folder (wanted train/images and test/images, masks/ beside)")
+        images = _images(inner)
+        masks = _match(images, folder / part / "masks")
+        splits = _split_by_name(images, 0, VALID) if part == "train" else dict.fromkeys(images, part)
         photos += [Photo(name, path, masks.get(name), name, name, folder.resolve().name, splits[name])
-                   for name, path in pictures.items()]
+                   for name, path in images.items()]
     return photos
 
 
 def _from_plain(folder):
-    images = folder / "images" if (folder / "images").is_dir() else folder
-    pictures = _pictures(images, folders_beside=("masks",))
-    if images != folder and (left := _pictures(folder, folders_beside=("images", "masks"))):
-        raise ValueError(f"{next(iter(left.values()))}: beside the folder images/; wanted all pictures in one of both")
-    beside = {name.removesuffix("_mask"): path for name, path in pictures.items() if name.endswith("_mask")}
-    pictures = {name: path for name, path in pictures.items() if not name.endswith("_mask")}
+    inner = folder / "images" if (folder / "images").is_dir() else folder
+    images = _images(inner, folders_beside=("masks",))
+    if inner != folder and (left := _images(folder, folders_beside=("images", "masks"))):
+        raise ValueError(f"{next(iter(left.values()))}: beside the folder images/; wanted all images in one of both")
+    beside = {name.removesuffix("_mask"): path for name, path in images.items() if name.endswith("_mask")}
+    images = {name: path for name, path in images.items() if not name.endswith("_mask")}
     if (folder / "masks").is_dir():
         if beside:
-            raise ValueError(f"{next(iter(beside.values()))}: wanted masks in masks/ or beside the pictures, got both")
-        masks = _match(pictures, folder / "masks")
+            raise ValueError(f"{next(iter(beside.values()))}: wanted masks in masks/ or beside the images, got both")
+        masks = _match(images, folder / "masks")
     else:
         masks = beside
-        _refuse_lonely(masks, pictures)
-    splits = _split_by_name(pictures, TEST, VALID)
+        _refuse_lonely(masks, images)
+    splits = _split_by_name(images, TEST, VALID)
     source = folder.resolve().name
-    return [Photo(name, path, masks.get(name), name, name, source, splits[name]) for name, path in pictures.items()]
+    return [Photo(name, path, masks.get(name), name, name, source, splits[name]) for name, path in images.items()]
 
 
-def _pictures(folder, folders_beside=()):
-    """Return the pictures in a folder by their name without suffix; refuse what is neither picture, note nor hidden."""
+def _images(folder, folders_beside=()):
+    """Return the images in a folder by their name without suffix; refuse what is neither image, note nor hidden."""
     found = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.suffix.lower() in NOTES or path.name in folders_beside:
             continue
         if path.is_dir() or path.suffix.lower() not in SUFFIXES and path.stem.upper() not in ("LICENSE", "README"):
-            raise ValueError(f"{path}: wanted only pictures here ({', '.join(SUFFIXES)}), or {LAYOUTS}; "
+            raise ValueError(f"{path}: wanted only images here ({', '.join(SUFFIXES)}), or {LAYOUTS}; "
                              f"got {'a folder' if path.is_dir() else 'another file'}")
         if path.suffix:
             found.append((path.stem, path))
@@ -133,26 +192,26 @@ def _pictures(folder, folders_beside=()):
     return dict(found)
 
 
-def _match(pictures, folder):
-    """Return the masks in a folder by name: one for each picture, none over; no masks where there is no folder."""
+def _match(images, folder):
+    """Return the masks in a folder by name: one for each image, none over; no masks where there is no folder."""
     if not folder.is_dir():
         return {}
     masks = {}
-    for name, path in _pictures(folder).items():
-        name = name if name in pictures else name.removesuffix("_mask")
+    for name, path in _images(folder).items():
+        name = name if name in images else name.removesuffix("_mask")
         if name in masks:
             raise ValueError(f"{path}: wanted one mask for {name}, got two, this and {masks[name].name}")
         masks[name] = path
-    _refuse_lonely(masks, pictures)
-    if missing := [name for name in pictures if name not in masks]:
-        raise ValueError(f"{pictures[missing[0]]}: wanted a mask {missing[0]}.png in {folder}, got none "
-                         f"({len(missing)} of {len(pictures)} pictures have none)")
+    _refuse_lonely(masks, images)
+    if missing := [name for name in images if name not in masks]:
+        raise ValueError(f"{images[missing[0]]}: wanted a mask {missing[0]}.png in {folder}, got none "
+                         f"({len(missing)} of {len(images)} images have none)")
     return masks
 
 
-def _refuse_lonely(masks, pictures):
+def _refuse_lonely(masks, images):
     for name, path in masks.items():
-        if name not in pictures:
+        if name not in images:
             raise ValueError(f"{path}: wanted a photograph called {name} for this mask, got none")
 
 

@@ -1,12 +1,13 @@
-"""Parts that drawn surfaces are made of: noise fields, stones, light on relief.
+"""Parts that synthetic surfaces are made of: noise fields, stones, light on relief.
 
-Lengths are in pixels and frequencies in cycles per pixel everywhere, so that a larger picture shows more of the same
+Lengths are in pixels and frequencies in cycles per pixel everywhere, so that a larger image shows more of the same
 surface instead of the same surface magnified. Everything random comes from the generator handed in.
 
 The spectra follow the common finding that textures have power spectra near ``f ** -slope`` (Field 1987,
 doi:10.1364/JOSAA.4.002379); stones are cells of a Voronoi diagram or random convex polygons.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import cv2
@@ -16,16 +17,21 @@ from scipy import fft
 SHIFT = 4  # OpenCV draws with fixed-point coordinates: 4 bits after the point
 
 
-def own_stream(rng):
+def own_stream(rng: np.random.Generator) -> np.random.Generator:
     """A generator of its own for one field, at the price of one draw.
 
-    What is drawn next from ``rng`` then does not depend on the picture's size: a seed gives the same material and
+    What is drawn next from `rng` then does not depend on the image's size: a seed gives the same material and
     light at 1024 pixels as at 32.
     """
     return np.random.default_rng(int(rng.integers(2**63)))
 
 
-def standardise(field):
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A random number between `low` and `high`, both above 0, whose logarithm is uniform."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def standardise(field: np.ndarray) -> np.ndarray:
     """Field of any shape shifted and scaled to mean 0 and standard deviation 1 (float32)."""
     field = field - field.mean()
     return (field / max(float(field.std()), 1e-6)).astype(np.float32)
@@ -37,7 +43,8 @@ def _radius_index(n):
     return np.rint(4 * n * np.hypot(fft.fftfreq(n)[:, None], fft.rfftfreq(n))).astype(np.int32)
 
 
-def noise(rng, size, slope, low=1 / 128, high=2.0, stretch=1.0, angle=0.0):
+def noise(rng: np.random.Generator, size: int, slope: float, low: float = 1 / 128, high: float = 2.0,
+          stretch: float = 1.0, angle: float = 0.0) -> np.ndarray:
     """Gaussian noise with a power-law spectrum.
 
     Args:
@@ -70,7 +77,7 @@ def noise(rng, size, slope, low=1 / 128, high=2.0, stretch=1.0, angle=0.0):
     return np.ascontiguousarray(fft.irfft2(fft.rfft2(white) * amplitude, s=(n, n))[:size, :size])
 
 
-def smooth_noise(rng, size, scale):
+def smooth_noise(rng: np.random.Generator, size: int, scale: float) -> np.ndarray:
     """Smooth noise with features of about ``scale`` pixels: (size, size) float32, standard deviation about 1."""
     rng = own_stream(rng)
     n = int(np.ceil(size / scale)) + 4
@@ -92,15 +99,16 @@ def smooth_noise(rng, size, scale):
     return np.ascontiguousarray(field * np.float32(gain))
 
 
-def displace(picture, shifts):
-    """Picture (n, n) with every pixel taken from where two fields (n, n) of shifts, in pixels, point (nearest)."""
-    n = np.arange(picture.shape[0], dtype=np.int32)
+def displace(image: np.ndarray, shifts: Sequence[np.ndarray]) -> np.ndarray:
+    """Image (n, n) with every pixel taken from where two fields (n, n) of shifts, in pixels, point (nearest)."""
+    n = np.arange(image.shape[0], dtype=np.int32)
     rows = np.clip(np.rint(shifts[0]).astype(np.int32) + n[:, None], 0, n[-1])
     columns = np.clip(np.rint(shifts[1]).astype(np.int32) + n, 0, n[-1])
-    return picture[rows, columns]
+    return image[rows, columns]
 
 
-def cell_stones(rng, size, spacing, gap, present=1.0, rough=0.3, ragged=0.0):
+def cell_stones(rng: np.random.Generator, size: int, spacing: float, gap: float, present: float = 1.0,
+                rough: float = 0.3, ragged: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Stones lying cell by cell: a Voronoi diagram on a jittered grid, each cell shrunk by a gap.
 
     Args:
@@ -149,7 +157,8 @@ def cell_stones(rng, size, spacing, gap, present=1.0, rough=0.3, ragged=0.0):
     return body.astype(np.float32), dome.astype(np.float32), shade.astype(np.float32)
 
 
-def polygon_stones(rng, size, radius, spread, cover, elongation=0.5, apart=False):
+def polygon_stones(rng: np.random.Generator, size: int, radius: float, spread: float, cover: float,
+                   elongation: float = 0.5, apart: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Broken stones strewn at random, larger ones first: convex polygons.
 
     Args:
@@ -157,7 +166,7 @@ def polygon_stones(rng, size, radius, spread, cover, elongation=0.5, apart=False
         size: side in pixels.
         radius: median radius, pixels.
         spread: standard deviation of the radius' logarithm.
-        cover: summed area of the stones relative to the picture's.
+        cover: summed area of the stones relative to the image's.
         elongation: 0..1, how far stones are from round.
         apart: leave out stones of which a corner would fall on an earlier one, so that stones hardly overlap.
 
@@ -188,7 +197,7 @@ def polygon_stones(rng, size, radius, spread, cover, elongation=0.5, apart=False
     return body.astype(np.float32) / 255, (shade.astype(np.float32) - 128) / 40
 
 
-def cast_light(height, angle, slope, reach=4):
+def cast_light(height: np.ndarray, angle: float, slope: float, reach: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """Light from one side on a relief.
 
     Args:

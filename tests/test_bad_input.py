@@ -85,7 +85,7 @@ CASES = {
                        "no such folder of photographs .wanted"),
     "an empty folder": (lambda p, m: open_dataset("test", photos=p), FileNotFoundError, "no photographs in it .wanted"),
     "a text among pictures": (lambda p, m: open_dataset("test", photos=folder(p, a_png=(250, 250), notes_doc=b"x")),
-                              ValueError, "notes_doc.*wanted only pictures"),
+                              ValueError, "notes_doc.*wanted only images"),
     "a truncated picture": (lambda p, m: read_photo(folder(p, a_png=b"\x89PNG\r\n\x1a\nxx") / "a.png"),
                             (OSError, ValueError), r"a\.png"),
     "a picture that is not there": (lambda p, m: read_photo(p / "none.png"), (OSError, ValueError), r"none\.png"),

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
-from helpers.data import Crops, Sample, drawn_pool, open_dataset
-from helpers.noise import add_noise
+from helpers.data import Crops, ImageDataset, Sample, open_dataset, renoised
+from helpers.noise import add_noise, choose_sigma
 from surfaces import draw as surfaces
-from surfaces import pools
-from surfaces.pools import everyday_pool, photo_pool
+from surfaces.training_images import photo_pool
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +79,16 @@ def test_noise_refuses_what_is_no_tensor():
         add_noise(np.zeros((8, 8, 3), np.float32), 50)
 
 
+def test_a_level_is_the_number_itself_or_uniform_in_its_range():
+    rng = np.random.default_rng(0)
+    assert choose_sigma(25, rng) == choose_sigma((25, 25), rng) == 25
+    assert rng.random() == np.random.default_rng(0).random()  # a number takes nothing from the generator
+    levels = [choose_sigma((5, 60), rng) for _ in range(2000)]
+    assert 5 <= min(levels) < 6 and 59 < max(levels) <= 60 and abs(np.mean(levels) - 32.5) < 1
+    with pytest.raises(ValueError, match="sigma must be"):
+        choose_sigma((60, 5), rng)
+
+
 # --- built-in surfaces
 
 def test_built_in_splits():
@@ -95,14 +104,14 @@ def test_built_in_splits():
 
 def test_seeds_of_splits_and_sheets_never_meet():
     most = surfaces.BLOCK // 2 - 1
-    starts = [surfaces.TEST_SEEDS, surfaces.VALID_SEEDS, surfaces.TEXTURE_SEEDS, pools.train_seed(0, 0)]
+    starts = [surfaces.TEST_SEEDS, surfaces.VALID_SEEDS, surfaces.TEXTURE_SEEDS, surfaces.train_seed(0, 0)]
     assert all(after - before >= 1000 for before, after in zip(starts, starts[1:], strict=False))
     # each seed has a block: first its pictures, then its sheets, then the next seed's pictures
-    assert pools.train_seed(0, most) < pools.train_seed(0, 0, sheet=True)
-    assert pools.train_seed(0, most, sheet=True) < pools.train_seed(1, 0)
+    assert surfaces.train_seed(0, most) < surfaces.train_seed(0, 0, sheet=True)
+    assert surfaces.train_seed(0, most, sheet=True) < surfaces.train_seed(1, 0)
     for seed, index in ((-1, 0), (0, most + 1), (0, -1)):
         with pytest.raises(ValueError, match="seed of at least 0 and an index below"):
-            pools.train_seed(seed, index)
+            surfaces.train_seed(seed, index)
 
 
 def test_a_built_in_sample():
@@ -153,6 +162,18 @@ def test_noise_of_valid_and_test_is_fixed_by_seed_name_and_sigma(folder):
     assert abs(np.corrcoef(residual(a).ravel(), residual(b).ravel())[0, 1]) < 0.05
 
 
+def test_another_level_is_what_the_data_set_would_have_drawn(folder):
+    for photos in (False, folder):
+        sample, other = (open_dataset("test", photos, sigma=sigma)[1] for sigma in (50, 15))
+        assert renoised(sample, 50) is sample.noisy
+        assert torch.equal(renoised(sample, 15), other.noisy)
+        assert not torch.equal(renoised(sample, 15), sample.noisy)
+    seeded = open_dataset("test", sigma=50, seed=4)[3]  # its own level keeps its own noise, whatever the seed
+    assert renoised(seeded, 50) is seeded.noisy
+    with pytest.raises(ValueError, match="sigma must be .* got -1"):
+        renoised(sample, -1)
+
+
 def test_noise_of_train_is_fixed_by_seed_and_number():
     dataset = open_dataset("train", length=5)
     again = [open_dataset("train", length=5)[i] for i in (4, 0)]
@@ -187,6 +208,15 @@ def test_shortened_splits_are_spread_over_the_sources():
 def test_open_dataset_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         open_dataset(**arguments)
+
+
+def test_every_data_set_is_an_image_dataset(folder):
+    for dataset in (open_dataset("valid"), open_dataset("valid", folder)):
+        assert isinstance(dataset, ImageDataset)
+        image, mask = dataset.clean(0)
+        assert image.dtype == np.float32 and mask.dtype == bool and image.shape == (*mask.shape, 3)
+    with pytest.raises(NotImplementedError):
+        ImageDataset(dataset.items, "valid", 50, 0)[0]
 
 
 def test_indices():
@@ -244,32 +274,12 @@ def test_photographs_without_masks(folder):
 
 def test_a_truncated_photograph_is_named_when_read(folder):
     dataset = open_dataset("train", folder)
-    path = dataset.tiles[0].image.path
+    path = dataset.tiles[0].photo.path
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=f"{path.name}: wanted a whole picture"):
+    with pytest.raises(ValueError, match=f"{path.name}: wanted a whole image"):
         dataset[0]
-    with pytest.raises(ValueError, match=f"{path.name}: wanted a whole picture"):
+    with pytest.raises(ValueError, match=f"{path.name}: wanted a whole image"):
         photo_pool(folder)
-
-
-def test_photo_pool_holds_whole_photographs(folder):
-    pool = photo_pool(folder)["walls"]
-    assert len(pool) == len({item.photo for item in open_dataset("train", folder).items})
-    for picture, mask in pool:
-        assert picture.dtype == np.uint8 and mask.dtype == bool and mask.shape == picture.shape[:2]
-    assert {picture.shape for picture, _ in pool} <= {(448, 460, 3), (224, 240, 3)}
-    with pytest.raises(ValueError, match=r"\.png: wanted a photograph of at least 256 x 256"):
-        photo_pool(folder, smallest=256)
-
-
-def test_photo_pool_reads_again_what_is_too_large_to_keep(folder, monkeypatch):
-    kept = photo_pool(folder)["walls"]
-    monkeypatch.setattr(pools, "IN_MEMORY", 0)
-    lazy = photo_pool(folder)["walls"]
-    assert not isinstance(lazy, list) and len(lazy) == len(kept)
-    np.testing.assert_array_equal(lazy[1][0], kept[1][0])
-    for a, b in zip(Crops({"w": kept}, 5), Crops({"w": lazy}, 5), strict=True):
-        assert torch.equal(a.noisy, b.noisy)
 
 
 # --- loading
@@ -366,12 +376,12 @@ def test_crops_refuse():
         def __getitem__(self, index):
             return grey_pool(1)[index]
 
-    with pytest.raises(ValueError, match="picture 1 of b: wanted at least 45 x 45 pixels for a crop, got 40 x 50"):
+    with pytest.raises(ValueError, match="image 1 of b: wanted at least 45 x 45 pixels for a crop, got 40 x 50"):
         Crops({"a": grey_pool(1, 64, 64), "b": grey_pool(1, 64, 64) + grey_pool(1)}, 10, size=45)
-    with pytest.raises(ValueError, match="picture 0 of lazy: wanted at least 45 x 45"):
+    with pytest.raises(ValueError, match="image 0 of lazy: wanted at least 45 x 45"):
         Crops({"lazy": Lazy()}, 10, size=45)[0]
     for wrong in ({}, {"a": []}):
-        with pytest.raises(ValueError, match="pools must hold pictures"):
+        with pytest.raises(ValueError, match="pools must hold images"):
             Crops(wrong, 10)
     for options in ({"length": 0}, {"length": 5, "size": 0}, {"length": 5, "seed": -1}):
         with pytest.raises(ValueError, match="wanted length and size above 0"):
@@ -383,71 +393,6 @@ def test_crops_refuse():
         Crops({"a": grey_pool(1)}, 5, size=16, sigma=(60, 5))
 
 
-# --- pools
-
-def test_drawn_pool_is_drawn_once_and_again_when_the_code_changes(tmp_path, monkeypatch):
-    monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
-    draw, drawn = surfaces.draw_surface, []
-
-    def counted(kind, seed, size):
-        drawn.append((kind, seed))
-        return draw(kind, seed, size)
-
-    monkeypatch.setattr(surfaces, "draw_surface", counted)
-    first = drawn_pool(6, size=48)
-    assert len(first) == 6 and len(set(drawn)) == 6 and {kind for kind, _ in drawn} == set(surfaces.KINDS)
-    picture, mask = first[0]
-    assert picture.shape == (48, 48, 3) and picture.dtype == np.uint8 and mask.shape == (48, 48) and mask.dtype == bool
-    expected, expected_mask = draw(drawn[0][0], drawn[0][1], size=48)
-    np.testing.assert_array_equal(picture, np.round(expected * 255))
-    np.testing.assert_array_equal(mask, expected_mask)
-    again = drawn_pool(6, size=48)
-    assert len(drawn) == 6 and all(np.array_equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
-    other = drawn_pool(6, size=48, seed=1)
-    assert len(set(drawn)) == 12 and not np.array_equal(other[0][0], picture)
-    monkeypatch.setattr(pools, "_drawing_code", lambda kinds: "changed")
-    drawn_pool(6, size=48)
-    assert len(drawn) == 18
-    assert all(path.suffix == ".npy" and not path.name.startswith(".") for path in (tmp_path / "cache").iterdir())
-    names = {item.name for item in open_dataset("train").items}
-    assert not names & {f"{kind}-{seed:06d}" for kind, seed in drawn}
-
-
-def test_a_pool_that_was_broken_off_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
-    draw, calls = surfaces.draw_surface, []
-
-    def stops(kind, seed, size):
-        calls.append(seed)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return draw(kind, seed, size)
-
-    monkeypatch.setattr(surfaces, "draw_surface", stops)
-    with pytest.raises(KeyboardInterrupt):
-        drawn_pool(4, size=32)
-    assert not list((tmp_path / "cache").iterdir())
-    assert len(drawn_pool(4, size=32)) == 4
-
-
-def test_drawn_pool_refuses_and_takes_kinds(tmp_path, monkeypatch):
-    monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
-        drawn_pool(0)
-    only = drawn_pool(2, size=32, kinds=surfaces.KINDS[1:2])
-    assert len(only) == 2
-    assert Crops({"drawn": only}, 3, size=32)[2].clean.shape == (3, 32, 32)
-
-
-def test_everyday_photographs_hold_no_test_texture():
-    pool = everyday_pool()["everyday"]
-    assert len(pool) >= 10 and all(mask is None and picture.dtype == np.uint8 for picture, mask in pool)
-    from skimage import data
-
-    for texture in (data.gravel(), data.brick()):
-        assert not any(np.array_equal(picture[..., 0], texture) for picture, _ in pool)
-
-
 def test_crops_change_colours_of_the_share_asked_for():
     grey = [(np.full((64, 64, 3), (200, 120, 40), np.uint8), None)]
     plain, some = (Crops({"a": grey}, length=200, size=64, sigma=0, colour=share) for share in (0.0, 0.5))
@@ -457,13 +402,3 @@ def test_crops_change_colours_of_the_share_asked_for():
     assert min(saturations) < 0.4 < float(plain[0].clean.amax() - plain[0].clean.amin()) < 0.8 < max(saturations)
     with pytest.raises(ValueError, match="colour must be a share in 0..1, got 2"):
         Crops({"a": grey}, length=1, size=64, colour=2)
-
-
-def test_a_folder_adds_everyday_photographs_and_reduces_large_ones(tmp_path):
-    shipped = len(everyday_pool()["everyday"])
-    for name, size in (("large", (2800, 700)), ("small", (300, 400))):
-        Image.new("RGB", size, (9, 120, 200)).save(tmp_path / f"{name}.jpg")
-    added = [picture.shape for picture, mask in everyday_pool(tmp_path)["everyday"][shipped:]]
-    assert added == [(350, 1400, 3), (400, 300, 3)]
-    with pytest.raises(FileNotFoundError, match=r"photographs \(jpg\), got .*nowhere"):
-        everyday_pool(tmp_path / "nowhere")

@@ -37,7 +37,7 @@ def pair(request):
 
 def sample(clean, source, seed=0):
     item = Item(f"{source}-{seed}", source, source, source, False)
-    return make_sample(item, clean, np.zeros(clean.shape[:2], bool), (SIGMA, SIGMA), np.random.default_rng(seed))
+    return make_sample(item, clean, np.zeros(clean.shape[:2], bool), SIGMA, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("name", OURS)

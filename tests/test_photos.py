@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from surfaces.folders import SPLITS, _split_by_name, list_photos
-from surfaces.photos import list_tiles, read_mask, read_photo, read_size, read_tile
+from surfaces.photos import read_mask, read_photo, read_size, to_uint8
+from surfaces.tiles import list_tiles, read_tile
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -36,6 +37,29 @@ def mask(path, height=224, width=224):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)
     return path
+
+
+# --- bytes
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_bytes_survive_the_way_to_floats_and_back(dtype):
+    every = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(to_uint8((every / 255).astype(dtype)), every)
+    assert to_uint8(every) is every
+
+
+def test_bytes_are_rounded_half_up_and_clipped():
+    halves = (np.arange(255) + 0.5) / 255
+    np.testing.assert_array_equal(to_uint8(halves + 1e-9), np.arange(1, 256))
+    np.testing.assert_array_equal(to_uint8(halves - 1e-9), np.arange(255))
+    assert to_uint8(np.float32([0.5 / 255, 2.5 / 255])).tolist() == [1, 3]  # half to even would give 0 and 2
+    assert to_uint8(np.array([-np.inf, -0.2, 1.01, np.inf, np.nan])).tolist() == [0, 0, 255, 255, 0]
+
+
+@pytest.mark.parametrize("image", [np.zeros((2, 2, 3), bool), np.zeros((2, 2, 3), np.uint16), [[0, 255]]])
+def test_bytes_refuse_what_has_no_known_white(image):
+    with pytest.raises(TypeError, match=r"floating point in \[0, 1\] or uint8, got (bool|uint16|int64)"):
+        to_uint8(image)
 
 
 # --- one photograph
@@ -224,7 +248,7 @@ def test_tiles_lie_inside_without_overlap_and_reach_the_edges(tmp_path_factory, 
 
 
 def list_photos_of(path, crack=None):
-    from surfaces.photos import Photo
+    from surfaces.folders import Photo
 
     return Photo(path.stem, path, crack, path.stem, path.stem, "here", "test")
 
@@ -408,11 +432,11 @@ def test_plain_folder_mistakes(tmp_path):
         list_photos(folder)
     folder = fresh("heic")
     (folder / "wall9.heic").touch()
-    with pytest.raises(ValueError, match=r"wall9\.heic: wanted only pictures"):
+    with pytest.raises(ValueError, match=r"wall9\.heic: wanted only images"):
         list_photos(folder)
     folder = fresh("nested")
     write(folder / "more" / "x.png")
-    with pytest.raises(ValueError, match="more: wanted only pictures.* got a folder"):
+    with pytest.raises(ValueError, match="more: wanted only images.* got a folder"):
         list_photos(folder)
     folder = fresh("lonely")
     mask(folder / "other_mask.png")
@@ -422,7 +446,7 @@ def test_plain_folder_mistakes(tmp_path):
     mask(folder / "wall0_mask.png")
     for i in range(4):
         mask(folder / "masks" / f"wall{i}.png")
-    with pytest.raises(ValueError, match=r"wall0_mask\.png: wanted masks in masks/ or beside the pictures, got both"):
+    with pytest.raises(ValueError, match=r"wall0_mask\.png: wanted masks in masks/ or beside the images, got both"):
         list_photos(folder)
     folder = fresh("beside")
     write(folder / "images" / "x.png")
