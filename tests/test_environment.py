@@ -1,19 +1,29 @@
-"""pyproject.toml, environment.yml and constraints.txt say the same, and CITATION.cff names the same version."""
+"""pyproject.toml, environment.yml and constraints.txt say the same; nothing is required in vain, nothing left unlinted."""
 
 import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from test_house import files, imported, package_of, source_of
 
 from helpers.project import ROOT
 
-# What conda-forge calls otherwise than the Python package index does.
+# What conda-forge calls otherwise than the Python package index does, and what a package is called in an import.
 CONDA = {"torch": "pytorch", "opencv-python-headless": "py-opencv", "playwright": "playwright-python"}
+MODULES = {"grad-cam": "pytorch_grad_cam", "opencv-python-headless": "cv2", "pillow": "PIL", "scikit-image": "skimage",
+           "scikit-learn": "sklearn"}
+# Imported, and brought by a package that is listed; and listed, but started by name in a file instead of imported.
+COMPANIONS = {"IPython": "jupyterlab", "matplotlib_inline": "jupyterlab", "nbformat": "nbconvert",
+              "jupyter_client": "nbclient", "traitlets": "nbclient", "zmq": "nbclient", "huggingface_hub": "transformers",
+              "pywt": "ptwt", "packaging": "pytest", "yaml": "transformers"}
+STARTED = {"jupyterlab": ("Makefile", "-m jupyterlab"), "voila": ("Makefile", "-m voila"),
+           "nbval": ("Makefile", "--nbval-lax"), "ruff": ("tests/test_environment.py", '"ruff"')}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 
@@ -64,14 +74,75 @@ def test_constraints_lie_within_the_bounds():
     assert {name: str(pinned[name]) for name, bounds in known.items() if pinned[name] not in bounds} == {}
 
 
-def test_citation_names_this_version():
+def test_this_version_is_named_where_people_look():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {PROJECT['version']}\n" in citation
     assert f"\nlicense: {PROJECT['license']}\n" in citation
+    newest = re.search(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1]
+    assert newest == PROJECT["version"]
+
+
+def imports_of(*rooms):
+    """The packages of other people that the modules and notebooks of `rooms` import, as names of modules."""
+    found = {name.split(".")[0] for room, path in [*files(), *(("tests", p) for p in (ROOT / "tests").glob("*.py"))]
+             if room in rooms for name in imported(source_of(path), package_of(path))}
+    ours = {path.stem for path in (ROOT / "tests").glob("*.py")} | set(PYPROJECT["tool"]["setuptools"]["packages"])
+    return found - ours - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(("rooms", "extras"), [
+    (("surfaces", "helpers", "app", "notebooks"), ()), (("lab", "tests"), ("dev", "bm3d"))])
+def test_what_is_imported_is_required(rooms, extras):
+    """Notebooks and what they import live on the dependencies alone, the laboratory and the tests on the extras too."""
+    listed = set(requirements()).union(*map(requirements, extras))
+    there = {MODULES.get(name, name) for name in listed} | {name for name, by in COMPANIONS.items() if by in listed}
+    assert imports_of(*rooms) - there == set()
+
+
+def test_what_is_required_is_used():
+    rooms = ("surfaces", "helpers", "app", "notebooks", "lab")
+    used, used_by_tests = imports_of(*rooms), imports_of(*rooms, "tests")
+    needed = {None: used, "dev": used_by_tests, "bm3d": used}
+    idle = {name for extra, modules in needed.items() for name in requirements(extra)
+            if MODULES.get(name, name) not in modules and name not in STARTED}
+    assert idle == set()
+    assert {name: place for name, (place, words) in STARTED.items()
+            if words not in (ROOT / place).read_text(encoding="utf-8")} == {}
+
+
+def code_of_ours():
+    """Every module and notebook that git tracks, as a path from the root; the test is skipped outside a clone."""
+    listed = subprocess.run(["git", "ls-files", "-z", "*.py", "*.ipynb"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a clone: git does not know the files")
+    return {Path(name) for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
+
+
+def ruff(*arguments):
+    return subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", *arguments], cwd=ROOT,
+                          capture_output=True, text=True)
 
 
 def test_all_code_passes_the_linter():
-    folders = ("surfaces", "helpers", "app", "lab", "tests", "notebooks")
-    ruff = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", *folders],
-                          cwd=ROOT, capture_output=True, text=True)
-    assert ruff.returncode == 0, ruff.stdout + ruff.stderr
+    checked = ruff("--output-format=concise")  # no folder is named, so that none can be forgotten
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_linter_sees_all_code():
+    seen = {Path(line).relative_to(ROOT) for line in ruff("--show-files").stdout.splitlines()}
+    assert sorted(code_of_ours() - seen) == []
+
+
+def test_packages_tests_and_notebooks_are_all_the_code_there_is():
+    packages = {".".join(path.parent.parts) for path in code_of_ours() if path.parts[0] not in ("tests", "notebooks")}
+    assert sorted(packages) == sorted(PYPROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_commands():
+    """The commands that run all tests, by the file they stand in; what begins with a folder of its own is not one."""
+    found = {}
+    for name in ("Makefile", "README.md", ".github/workflows/tests.yml"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        text = text.replace("$(NOTEBOOKS)", "notebooks --nbval-lax")
+        found[name] = [line.split() for line in re.findall(r"-m pytest (tests (?!/).*)$", text, re.M)]
+    return found
