@@ -1,4 +1,4 @@
-"""pyproject.toml, environment.yml and constraints.txt say the same; nothing is required in vain, nothing left unlinted."""
+"""pyproject.toml, environment.yml and constraints.txt say the same; all that is required is used, all code is checked."""
 
 import re
 import subprocess
@@ -19,9 +19,9 @@ CONDA = {"torch": "pytorch", "opencv-python-headless": "py-opencv", "playwright"
 MODULES = {"grad-cam": "pytorch_grad_cam", "opencv-python-headless": "cv2", "pillow": "PIL", "scikit-image": "skimage",
            "scikit-learn": "sklearn"}
 # Imported, and brought by a package that is listed; and listed, but started by name in a file instead of imported.
-COMPANIONS = {"IPython": "jupyterlab", "matplotlib_inline": "jupyterlab", "nbformat": "nbconvert",
-              "jupyter_client": "nbclient", "traitlets": "nbclient", "zmq": "nbclient", "huggingface_hub": "transformers",
-              "pywt": "ptwt", "packaging": "pytest", "yaml": "transformers"}
+COMPANIONS = {"IPython": "jupyterlab", "matplotlib_inline": "jupyterlab", "nbformat": "nbconvert", "zmq": "nbclient",
+              "jupyter_client": "nbclient", "traitlets": "nbclient", "huggingface_hub": "transformers",
+              "yaml": "transformers", "pywt": "ptwt", "packaging": "pytest"}
 STARTED = {"jupyterlab": ("Makefile", "-m jupyterlab"), "voila": ("Makefile", "-m voila"),
            "nbval": ("Makefile", "--nbval-lax"), "ruff": ("tests/test_environment.py", '"ruff"')}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -138,11 +138,28 @@ def test_packages_tests_and_notebooks_are_all_the_code_there_is():
     assert sorted(packages) == sorted(PYPROJECT["tool"]["setuptools"]["packages"])
 
 
-def test_commands():
-    """The commands that run all tests, by the file they stand in; what begins with a folder of its own is not one."""
-    found = {}
-    for name in ("Makefile", "README.md", ".github/workflows/tests.yml"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        text = text.replace("$(NOTEBOOKS)", "notebooks --nbval-lax")
-        found[name] = [line.split() for line in re.findall(r"-m pytest (tests (?!/).*)$", text, re.M)]
-    return found
+def commands(name):
+    """The folders and options of each command in file `name` that runs all tests: `pytest tests ...` without a path."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("$(NOTEBOOKS)", "notebooks --nbval-lax")
+    return [set(line.split()) for line in re.findall(r"-m pytest (tests [^/\n]*)$", text, re.M)]
+
+
+@pytest.mark.parametrize(("name", "how_many"), [
+    ("Makefile", 1), ("README.md", 2), (".github/workflows/tests.yml", 1)])
+def test_commands_that_run_all_tests_name_every_folder_of_code(name, how_many):
+    folders = {path.parts[0] for path in code_of_ours()}
+    assert len(commands(name)) == how_many
+    assert [(folders - words, "--nbval-lax" in words) for words in commands(name)] == [(set(), True)] * how_many
+
+
+def test_docstring_examples_of_every_package_run():
+    pytest_options = PYPROJECT["tool"]["pytest"]["ini_options"]
+    folders = {path.parts[0] for path in code_of_ours() if path.suffix == ".py"}
+    assert folders == set(pytest_options["testpaths"])
+    assert "--doctest-modules" in pytest_options["addopts"].split()
+    # What would leave modules out: options and hooks that ignore some, and the names that pytest takes no examples of.
+    assert not re.search("ignore|deselect|norecurse", " ".join([*pytest_options, pytest_options["addopts"]]))
+    sources = {path: (ROOT / path).read_text(encoding="utf-8") for path in code_of_ours() if path.suffix == ".py"}
+    assert [path for path, source in sources.items() if path.name == "conftest.py" and "ignore" in source] == []
+    assert [path for path, source in sources.items()
+            if path.name in ("__main__.py", "setup.py") and ">>> " in source] == []
