@@ -36,7 +36,8 @@ def test_missing_marks_are_named():
 # Documents and their code: make targets, modules, files, links
 
 
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md",
+                                    "data/results/README.md")]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 
@@ -51,14 +52,14 @@ def targets_in(text):
 
 
 def missing_in(text):
-    """What `text` names and is not there: modules after ``python -m``, and files of our folders."""
+    """What `text` names and is not there: modules after ``-m``, and files of our folders; NAME stands for any name."""
     code = code_in(text)
     modules = re.findall(r"-m ((?:surfaces|helpers|app|lab)\.\w+)", code)
-    paths = re.findall(r"(?<![\w./\\-])((?:surfaces|helpers|app|lab|tests|notebooks|data)/[\w./-]*\w)", code)
-    made = ("data/cache", "data/runs")  # never committed
-    wanted = [*(f"{module.replace('.', '/')}.py" for module in modules),
-              *(path for path in paths if not path.startswith(made) and not re.search("[A-Z]{3}", path))]
-    return sorted({path for path in wanted if not (ROOT / path).exists()})
+    files = re.findall(r"(?<![\w./\\-])((?:surfaces|helpers|app|lab|tests|notebooks|data)/[\w./-]*\w)", code)
+    wanted = {*(f"{module.replace('.', '/')}.py" for module in modules), *files}
+    never_committed = re.compile("data/(cache|runs)")
+    return sorted(path for path in wanted if not never_committed.match(path) and "NAME" not in path
+                  and not (ROOT / path).exists())
 
 
 @each_document
@@ -74,7 +75,7 @@ def test_modules_and_files_that_are_named_exist(path):
 
 
 def test_what_is_not_there_is_found():
-    text = "`python -m lab.nothing`, `helpers/nothing.py`, `tests/test_NAME.py`\n```bash\nA=b make nothing\n```\n"
+    text = "`python -m lab.nothing`, `helpers/nothing.py`, `-m lab.NAME`, `data/runs/unet`\n```bash\nA=b make nothing\n```\n"
     assert missing_in(text) == ["helpers/nothing.py", "lab/nothing.py"]
     assert targets_in(text) == {"nothing"}
 
@@ -90,7 +91,8 @@ def new_names(changes, version):
     """The names of ours in the last column of the tables in a changelog's section about `version`."""
     section = re.search(rf"^## \[{re.escape(version)}\].*?(?=^## \[|\Z)", changes, re.MULTILINE | re.DOTALL)[0]
     columns = re.findall(r"^\|.*\| (.*) \|$", section, re.MULTILINE)
-    return sorted({name for column in columns for name in re.findall(r"`((?:surfaces|helpers|app|lab)\.[\w.]+)`", column)})
+    ours = re.compile(r"`((?:surfaces|helpers|app|lab)\.[\w.]+)`")
+    return sorted({name for column in columns for name in ours.findall(column)})
 
 
 def test_the_changelog_names_what_is_there():
