@@ -1,6 +1,6 @@
 """Are the numbers in the notebooks' prose still those of the tables? `notebooks/claims.csv` ties each to its source.
 
-    python -m lab.claims        every claim that is wrong, and every number that no claim covers; exit 1 where there is one
+    python -m lab.claims        every claim that is wrong and every number that no claim covers; exit 1 if there is one
 
 A row of the file is one number in a Markdown cell:
 

@@ -75,7 +75,7 @@ def test_modules_and_files_that_are_named_exist(path):
 
 
 def test_what_is_not_there_is_found():
-    text = "`python -m lab.nothing`, `helpers/nothing.py`, `-m lab.NAME`, `data/runs/unet`\n```bash\nA=b make nothing\n```\n"
+    text = "`python -m lab.nothing`, `helpers/nothing.py`, `lab/NAME.py`, `data/runs`\n```bash\nA=b make nothing\n```\n"
     assert missing_in(text) == ["helpers/nothing.py", "lab/nothing.py"]
     assert targets_in(text) == {"nothing"}
 
