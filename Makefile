@@ -92,4 +92,4 @@ test-newest:  ## the unit tests with the newest versions that pyproject.toml all
 
 clean:  ## remove what runs and tests left (not .venv, not unfinished trainings)
 	rm -rf build data/cache .pytest_cache .ruff_cache .hypothesis *.egg-info notebooks/.ipynb_checkpoints
-	find surfaces helpers app lab tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

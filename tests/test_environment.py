@@ -1,19 +1,29 @@
-"""pyproject.toml, environment.yml and constraints.txt say the same, and CITATION.cff names the same version."""
+"""pyproject.toml, environment.yml and constraints.txt say the same; what is required is used, all code is checked."""
 
 import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from test_house import files, imported, package_of, source_of
 
 from helpers.project import ROOT
 
-# What conda-forge calls otherwise than the Python package index does.
+# What conda-forge calls otherwise than the Python package index does, and what a package is called in an import.
 CONDA = {"torch": "pytorch", "opencv-python-headless": "py-opencv", "playwright": "playwright-python"}
+MODULES = {"grad-cam": "pytorch_grad_cam", "opencv-python-headless": "cv2", "pillow": "PIL", "scikit-image": "skimage",
+           "scikit-learn": "sklearn"}
+# Imported, and brought by a package that is listed; and listed, but started by name in a file instead of imported.
+COMPANIONS = {"IPython": "jupyterlab", "matplotlib_inline": "jupyterlab", "nbformat": "nbconvert", "zmq": "nbclient",
+              "jupyter_client": "nbclient", "traitlets": "nbclient", "huggingface_hub": "transformers",
+              "yaml": "transformers", "pywt": "ptwt", "packaging": "pytest"}
+STARTED = {"jupyterlab": ("Makefile", "-m jupyterlab"), "voila": ("Makefile", "-m voila"),
+           "nbval": ("Makefile", "--nbval-lax"), "ruff": ("tests/test_environment.py", '"ruff"')}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 
@@ -64,14 +74,94 @@ def test_constraints_lie_within_the_bounds():
     assert {name: str(pinned[name]) for name, bounds in known.items() if pinned[name] not in bounds} == {}
 
 
-def test_citation_names_this_version():
+def test_this_version_is_named_where_people_look():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {PROJECT['version']}\n" in citation
     assert f"\nlicense: {PROJECT['license']}\n" in citation
+    newest = re.search(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1]
+    assert newest == PROJECT["version"]
+
+
+def imports_of(*rooms):
+    """The packages of other people that the modules and notebooks of `rooms` import, as names of modules."""
+    found = {name.split(".")[0] for room, path in [*files(), *(("tests", p) for p in (ROOT / "tests").glob("*.py"))]
+             if room in rooms for name in imported(source_of(path), package_of(path))}
+    ours = {path.stem for path in (ROOT / "tests").glob("*.py")} | set(PYPROJECT["tool"]["setuptools"]["packages"])
+    return found - ours - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(("rooms", "extras"), [
+    (("surfaces", "helpers", "app", "notebooks"), ()), (("lab", "tests"), ("dev", "bm3d"))])
+def test_what_is_imported_is_required(rooms, extras):
+    """Notebooks and what they import live on the dependencies alone, the laboratory and the tests on the extras too."""
+    listed = set(requirements()).union(*map(requirements, extras))
+    there = {MODULES.get(name, name) for name in listed} | {name for name, by in COMPANIONS.items() if by in listed}
+    assert imports_of(*rooms) - there == set()
+
+
+def test_what_is_required_is_used():
+    rooms = ("surfaces", "helpers", "app", "notebooks", "lab")
+    used, used_by_tests = imports_of(*rooms), imports_of(*rooms, "tests")
+    needed = {None: used, "dev": used_by_tests, "bm3d": used}
+    idle = {name for extra, modules in needed.items() for name in requirements(extra)
+            if MODULES.get(name, name) not in modules and name not in STARTED}
+    assert idle == set()
+    assert {name: place for name, (place, words) in STARTED.items()
+            if words not in (ROOT / place).read_text(encoding="utf-8")} == {}
+
+
+def code_of_ours():
+    """Every module and notebook that git tracks, as a path from the root; the test is skipped outside a clone."""
+    listed = subprocess.run(["git", "ls-files", "-z", "*.py", "*.ipynb"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a clone: git does not know the files")
+    return {Path(name) for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
+
+
+def ruff(*arguments):
+    return subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", *arguments], cwd=ROOT,
+                          capture_output=True, text=True)
 
 
 def test_all_code_passes_the_linter():
-    folders = ("surfaces", "helpers", "app", "lab", "tests", "notebooks")
-    ruff = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", *folders],
-                          cwd=ROOT, capture_output=True, text=True)
-    assert ruff.returncode == 0, ruff.stdout + ruff.stderr
+    checked = ruff("--output-format=concise")  # no folder is named, so that none can be forgotten
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_linter_sees_all_code():
+    seen = {Path(line).relative_to(ROOT) for line in ruff("--show-files").stdout.splitlines()}
+    assert sorted(code_of_ours() - seen) == []
+
+
+def test_packages_tests_and_notebooks_are_all_the_code_there_is():
+    packages = {".".join(path.parent.parts) for path in code_of_ours() if path.parts[0] not in ("tests", "notebooks")}
+    assert sorted(packages) == sorted(PYPROJECT["tool"]["setuptools"]["packages"])
+
+
+def commands(name):
+    """The folders and options of each command in file `name` that runs all tests: `pytest tests ...` without a path."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    if variable := re.search(r"^NOTEBOOKS := (.*)$", text, re.M):  # in the Makefile
+        text = text.replace("$(NOTEBOOKS)", variable[1].replace("$(wildcard notebooks)", "notebooks"))
+    return [set(line.split()) for line in re.findall(r"-m pytest (tests [^/\n]*)$", text, re.M)]
+
+
+@pytest.mark.parametrize(("name", "how_many"), [
+    ("Makefile", 1), ("README.md", 2), (".github/workflows/tests.yml", 1)])
+def test_commands_that_run_all_tests_name_every_folder_of_code(name, how_many):
+    folders = {path.parts[0] for path in code_of_ours()}
+    assert len(commands(name)) == how_many
+    assert [(folders - words, "--nbval-lax" in words) for words in commands(name)] == [(set(), True)] * how_many
+
+
+def test_docstring_examples_of_every_package_run():
+    pytest_options = PYPROJECT["tool"]["pytest"]["ini_options"]
+    folders = {path.parts[0] for path in code_of_ours() if path.suffix == ".py"}
+    assert folders == set(pytest_options["testpaths"])
+    assert "--doctest-modules" in pytest_options["addopts"].split()
+    # What would leave modules out: options and hooks that ignore some, and the names that pytest takes no examples of.
+    assert not re.search("ignore|deselect|norecurse", " ".join([*pytest_options, pytest_options["addopts"]]))
+    sources = {path: (ROOT / path).read_text(encoding="utf-8") for path in code_of_ours() if path.suffix == ".py"}
+    assert [path for path, source in sources.items() if path.name == "conftest.py" and "ignore" in source] == []
+    assert [path for path, source in sources.items()
+            if path.name in ("__main__.py", "setup.py") and ">>> " in source] == []
