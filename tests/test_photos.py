@@ -2,17 +2,31 @@
 
 import csv
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
 
-from surfaces.folders import SPLITS, _split_by_name, list_photos
-from surfaces.photos import read_mask, read_photo, read_size, to_uint8
-from surfaces.tiles import list_tiles, read_tile
+from surfaces import draw_surface
+from surfaces.folders import SPLITS, _split_by_name, list_photos, write_folder
+from surfaces.photos import (
+    LOSSLESS,
+    WRITABLE,
+    read_mask,
+    read_photo,
+    read_photo_uint8,
+    read_size,
+    to_uint8,
+    write_mask,
+    write_photo,
+)
+from surfaces.tiles import list_tiles, read_pair, read_tile
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -136,6 +150,44 @@ def test_read_photo_turns_by_exif(tmp_path, orientation, name):
     assert read_size(path) == shown.shape[:2]
 
 
+def with_exif(path, orientation):
+    """Put an EXIF orientation into a PNG before its pixels, as cameras' software does."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content, chunk = path.read_bytes(), b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(content[:33] + chunk + content[33:])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_deep_colour_and_its_mask_are_turned_by_exif(tmp_path, orientation, channels):
+    deep = RNG.integers(0, 65536, (40, 60, channels), dtype=np.uint16)
+    deep[..., 3:] = 65535
+    cv2.imwrite(str(tmp_path / "a.png"), deep[..., [2, 1, 0, 3][:channels]] if channels > 1 else deep)
+    plain, plain_mask = read_photo(tmp_path / "a.png"), read_mask(tmp_path / "a.png")
+    with_exif(tmp_path / "a.png", orientation)
+    for read, expected in ((read_photo, plain), (read_mask, plain_mask)):
+        turned = read(tmp_path / "a.png")
+        # the standard's table in other words: where row 0 is at the bottom or right, and column 0 at the right or bottom
+        upright = turned.swapaxes(0, 1) if orientation >= 5 else turned
+        upright = upright[::-1] if orientation in (3, 4, 6, 7) else upright
+        upright = upright[:, ::-1] if orientation in (2, 3, 7, 8) else upright
+        np.testing.assert_array_equal(upright, expected)
+        assert turned.flags.c_contiguous and turned.dtype == expected.dtype
+    assert read_size(tmp_path / "a.png") == ((60, 40) if orientation >= 5 else (40, 60))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_an_orientation_that_is_none_turns_nothing(tmp_path, orientation, name):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PICTURE).save(tmp_path / name, exif=exif)
+    assert read_photo(tmp_path / name).shape[:2] == read_mask(tmp_path / name).shape == (40, 60)
+    assert read_size(tmp_path / name) == (40, 60)
+
+
 def linear_profile():
     """sRGB's primaries with gamma 1, as bytes: the profile's curves replaced by the identity."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
@@ -202,6 +254,101 @@ def test_truncated_pictures_are_refused(tmp_path, name, share):
     for read in (read_photo, read_mask):
         with pytest.raises(ValueError, match=f"{name}: wanted"):
             read(path)
+
+
+def test_reading_as_bytes_is_reading_and_rounding(tmp_path):
+    deep = RNG.integers(0, 65536, (40, 60, 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    Image.fromarray(PICTURE).save(tmp_path / "plain.jpg")
+    Image.fromarray(np.dstack([PICTURE, PICTURE[..., 0]])).save(tmp_path / "transparent.png")
+    Image.fromarray(PICTURE[..., 0]).save(tmp_path / "grey.tif")
+    for path in sorted(tmp_path.iterdir()):
+        as_bytes = read_photo_uint8(path)
+        assert as_bytes.dtype == np.uint8 and as_bytes.flags.c_contiguous
+        np.testing.assert_array_equal(as_bytes, to_uint8(read_photo(path)), err_msg=path.name)
+    np.testing.assert_array_equal(read_photo_uint8(tmp_path / "deep.png"), np.floor(deep[..., ::-1] / 257 + 0.5))
+
+
+# --- writing
+
+@pytest.mark.parametrize("suffix", WRITABLE)
+def test_what_is_written_is_read_back(tmp_path, suffix):
+    path = tmp_path / "made" / f"a{suffix}"
+    image = smooth(40, 60)
+    write_photo(path, image)
+    tolerance = 0 if suffix in (".png", ".tif", ".tiff", ".bmp", ".ppm") else 10
+    assert np.abs(read_photo_uint8(path).astype(int) - image).max() <= tolerance
+    first = path.read_bytes()
+    write_photo(str(path), image.astype(np.float32) / 255)  # the same image in floats gives the same file
+    assert path.read_bytes() == first and list(path.parent.iterdir()) == [path]
+
+
+@settings(max_examples=25, deadline=None)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))),
+       st.sampled_from([".png", ".TIF", ".bmp", ".ppm"]))
+def test_any_bytes_survive_a_lossless_file(tmp_path_factory, image, suffix):
+    path = tmp_path_factory.mktemp("written") / f"a{suffix}"
+    write_photo(path, image)
+    np.testing.assert_array_equal(read_photo(path), image.astype(np.float32) / 255)
+
+
+@pytest.mark.parametrize(("name", "image", "error", "message"), [
+    ("a.gif", PICTURE, ValueError, r"a\.gif: wanted a name that ends in one of \.png, .*got '\.gif'"),
+    ("a", PICTURE, ValueError, "wanted a name that ends in one of .*got ''"),
+    ("a.png", PICTURE[..., 0], ValueError, r"a\.png: wanted an image of shape \(H, W, 3\), got \(40, 60\)"),
+    ("a.png", PICTURE.transpose(2, 0, 1), ValueError, r"\(H, W, 3\), got \(3, 40, 60\)"),
+    ("a.png", PICTURE[:0], ValueError, r"\(H, W, 3\), got \(0, 60, 3\)"),
+    ("a.png", PICTURE.astype(np.float32), ValueError, r"a\.png: wanted values in \[0, 1\], got 0 to 255"),
+    ("a.png", np.full((4, 4, 3), -0.01), ValueError, r"\[0, 1\], got -0.01 to -0.01"),
+    ("a.png", np.full((4, 4, 3), np.nan), ValueError, r"\[0, 1\], got nan to nan"),
+    ("a.png", PICTURE.astype(np.uint16), TypeError, "got uint16"),
+    ("a.webp", np.zeros((2, 16384, 3), np.uint8), ValueError, "webp file holds at most 16383 pixels a side, got 2 x"),
+    ("a.JPG", np.zeros((65501, 2, 3), np.uint8), ValueError, "jpg file holds at most 65500 pixels a side, got 65501 x"),
+])
+def test_what_no_file_can_hold_is_refused(tmp_path, name, image, error, message):
+    with pytest.raises(error, match=message):
+        write_photo(tmp_path / name, image)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.jpg"])
+def test_the_longest_side_that_is_allowed_is_written(tmp_path, name):
+    longest = {"a.webp": 16383, "a.jpg": 65500}[name]
+    write_photo(tmp_path / name, np.zeros((1, longest, 3), np.uint8))
+    assert read_size(tmp_path / name) == (1, longest)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_photo(tmp_path / "a.png", PICTURE)
+    before = (tmp_path / "a.png").read_bytes()
+
+    def full(self, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    for write, content in ((write_photo, 255 - PICTURE), (write_mask, PICTURE[..., 0] > 9)):
+        with pytest.raises(OSError, match="No space left"):
+            write(tmp_path / "a.png", content)
+    assert (tmp_path / "a.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("suffix", LOSSLESS)
+def test_a_written_mask_is_read_back(tmp_path, suffix):
+    for crack in (RNG.random((40, 60)) < 0.2, np.zeros((5, 7), bool), np.ones((5, 7), bool)):
+        write_mask(tmp_path / f"m{suffix}", crack)
+        np.testing.assert_array_equal(read_mask(tmp_path / f"m{suffix}"), crack)
+
+
+@pytest.mark.parametrize(("name", "crack", "error", "message"), [
+    ("m.jpg", np.zeros((4, 4), bool), ValueError, r"ends in one of \.png, .* for a mask, got '\.jpg'"),
+    ("m.png", np.zeros((4, 4), np.uint8), TypeError, "a mask must be bool, got uint8"),
+    ("m.png", np.zeros((4, 4, 3), bool), ValueError, r"shape \(H, W\), got \(4, 4, 3\)"),
+])
+def test_what_is_no_mask_is_refused(tmp_path, name, crack, error, message):
+    with pytest.raises(error, match=message):
+        write_mask(tmp_path / name, crack)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- masks
@@ -470,3 +617,34 @@ def test_split_by_name_shares_and_stays():
     fewer = _split_by_name(names[:1000], 0.15, 0.15)
     assert all(splits[name] == fewer[name] for name in fewer)  # new photographs move no old one
     assert splits["photo0"] == "valid"  # the same on every machine, for ever
+
+
+# --- folders, written
+
+def test_a_written_folder_is_read_back(tmp_path):
+    made = {f"{kind}-{seed}": draw_surface(kind, seed, 48) for kind in ("sand", "terrazzo") for seed in range(3)}
+    assert write_folder(tmp_path / "new", ((name, *pair) for name, pair in made.items())) == 6
+    photos = list_photos(tmp_path / "new")
+    assert {photo.name for photo in photos} == set(made) and {photo.split for photo in photos} == set(SPLITS)
+    for photo in photos:
+        image, crack = read_pair(photo)
+        np.testing.assert_array_equal(to_uint8(image), to_uint8(made[photo.name][0]))
+        np.testing.assert_array_equal(crack, made[photo.name][1])
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "wall_mask", "twice"])
+def test_a_written_folder_takes_plain_names_once(tmp_path, name):
+    image, crack = draw_surface("sand", 0, 32)
+    with pytest.raises(ValueError, match="wanted a plain file name, once"):
+        write_folder(tmp_path / "new", [("twice", image, crack), (name, image, crack)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
+
+
+def test_a_written_folder_must_be_new_and_its_masks_fit(tmp_path):
+    image, crack = draw_surface("sand", 0, 32)
+    with pytest.raises(ValueError, match=r"a: wanted a mask of its image's size, got \(32, 32, 3\) and \(31, 32\)"):
+        write_folder(tmp_path / "new", [("a", image, crack[1:])])
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="wanted a new or an empty folder"):
+        write_folder(tmp_path, [("mine", image, crack)])
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"

@@ -1,4 +1,10 @@
-"""Drawn surfaces: the same everywhere, of any size, cracks that are dark, and dark things that are not cracks."""
+"""Synthetic surfaces: the same everywhere, of any size, cracks that are dark, and dark things that are not cracks."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -6,14 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.project import ROOT
 from lab.surface_stats import STATISTICS, picture_statistics, spectrum_slope, surface_statistics
-from surfaces.cracks import DISTRACTORS, draw_cracks, draw_distractors, draw_line, wander
-from surfaces.draw import KINDS, draw_surface
+from surfaces.cracks import DISTRACTORS, LEAST_CRACK, draw_cracks, draw_distractors, draw_line, put_crack_on, wander
+from surfaces.draw import KINDS, TEXTURE_SEEDS, TEXTURES, draw_cracked_texture, draw_surface
 from surfaces.textures import cast_light, cell_stones, displace, noise, polygon_stones, smooth_noise
 
 LUMA = np.float32([0.299, 0.587, 0.114])
 
-# Mean of the picture and fraction of crack of draw_surface(kind, seed, 96) for seeds 0 to 3. Checkpoints and results
+# Mean of the image and fraction of crack of draw_surface(kind, seed, 96) for seeds 0 to 3. Checkpoints and results
 # rest on these drawings: a change here means that they have to be made anew.
 MEANS = {
     "asphalt": [(0.1919, 0.0239), (0.5254, 0.0612), (0.6031, 0.0248), (0.5618, 0.0000)],
@@ -39,7 +46,7 @@ def test_types_ranges_and_determinism(kind, seed, size):
     assert image.shape == (size, size, 3) and image.dtype == np.float32
     assert mask.shape == (size, size) and mask.dtype == bool
     assert np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1
-    assert image.std() > 0.002, "a picture without any contrast"
+    assert image.std() > 0.002, "an image without any contrast"
     again, mask_again = draw_surface(kind, seed, size)
     assert np.array_equal(image, again) and np.array_equal(mask, mask_again)
 
@@ -63,8 +70,8 @@ def test_seeds_and_kinds_differ():
             assert np.abs(first - second).mean() > 0.005
 
 
-def test_larger_pictures_show_more_surface_not_larger_grain():
-    """Neighbouring pixels differ as much at 300 as at 100, where a magnified picture would be a third as sharp."""
+def test_larger_images_show_more_surface_not_larger_grain():
+    """Neighbouring pixels differ as much at 300 as at 100, where a magnified image would be a third as sharp."""
     ratios = []
     for kind in KINDS:
         for seed in range(3):
@@ -92,7 +99,7 @@ def test_a_fifth_without_cracks_and_cracks_are_dark():
 
 
 def test_darkness_alone_does_not_give_the_crack_away():
-    """Every distractor darkens, each by itself, without any mask; pictures without cracks have them too."""
+    """Every distractor darkens, each by itself, without any mask; images without cracks have them too."""
     for name in DISTRACTORS:
         light = draw_distractors(np.random.default_rng(1), 96, {name: 1.0})
         assert light.shape == (96, 96) and light.dtype == np.float32
@@ -160,6 +167,101 @@ def test_cracks_cover_what_the_mask_says():
         cover, mask = draw_cracks(np.random.default_rng(seed), 80)
         assert cover.dtype == np.float32 and 0 <= cover.min() and cover.max() <= 1
         assert cover[mask].min() > 0.4 and cover[~mask].max() < 0.6
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**40), st.integers(32, 100))
+def test_a_crack_put_on_an_image_darkens_it_there_and_nowhere_else(seed, size):
+    image = np.random.default_rng(seed).uniform(0.2, 1, (size, size, 3))
+    before = image.copy()
+    cracked, mask = put_crack_on(image, seed)
+    assert cracked.dtype == np.float32 and cracked.shape == image.shape and mask.dtype == bool
+    assert mask.mean() >= LEAST_CRACK and np.array_equal(image, before)
+    assert (cracked <= image.astype(np.float32)).all() and cracked[mask].mean() < 0.85 * image[mask].mean()
+    far = ~cv2.dilate(mask.astype(np.uint8), np.ones((13, 13))).astype(bool)
+    share = cracked[far] / image[far]
+    assert not far.any() or np.median(share) > 0.99
+    again, mask_again = put_crack_on(image, seed)
+    assert np.array_equal(again, cracked) and np.array_equal(mask_again, mask)
+
+
+def test_the_darkness_of_a_crack_can_be_chosen():
+    wall = np.full((96, 96, 3), 0.8, np.float32)
+    faint, mask = put_crack_on(wall, 3, darkness=(0.1, 0.1))
+    deep, same = put_crack_on(wall, 3, darkness=(0.9, 0.9))
+    assert np.array_equal(mask, same)  # the crack itself is another matter
+    assert 0.8 * 0.9 - 1e-5 <= faint.min() < 0.75 and 0.8 * 0.1 - 1e-5 <= deep.min() < 0.2
+
+
+@pytest.mark.parametrize(("image", "darkness", "error", "message"), [
+    (np.zeros((40, 60, 3)), (0.5, 0.9), ValueError, r"square image .*got \(40, 60, 3\)"),
+    (np.zeros((40, 40)), (0.5, 0.9), ValueError, r"square image .*got \(40, 40\)"),
+    (np.zeros((8, 8, 3)), (0.5, 0.9), ValueError, r"32 pixels or more, got \(8, 8, 3\)"),
+    (np.zeros((40, 40, 3), np.uint8), (0.5, 0.9), TypeError, r"floating point in \[0, 1\], got uint8"),
+    (np.zeros((40, 40, 3)), (0.9, 0.5), ValueError, r"the smaller first, got \(0.9, 0.5\)"),
+    (np.zeros((40, 40, 3)), (0.5, 1.5), ValueError, r"in 0..1, the smaller first, got \(0.5, 1.5\)"),
+])
+def test_what_no_crack_can_be_put_on(image, darkness, error, message):
+    with pytest.raises(error, match=message):
+        put_crack_on(image, 0, darkness)
+
+
+def test_cracked_textures_are_tiles_of_real_photographs_with_a_crack():
+    from skimage import data
+
+    for kind in TEXTURES:
+        photo = getattr(data, kind)().astype(np.float32) / 255
+        for seed in range(TEXTURE_SEEDS, TEXTURE_SEEDS + 24, 5):
+            image, mask = draw_cracked_texture(kind, seed)
+            place = (seed - TEXTURE_SEEDS) // 2
+            y, x = place // 4 * 288 // 2, place % 4 * 288 // 3  # 512 - 224 pixels of room, 3 rows and 4 columns
+            tile = photo[y:y + 224, x:x + 224]
+            assert np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 0], image[..., 2])
+            assert mask.mean() >= LEAST_CRACK and image[mask].mean() < 0.8 * tile[mask].mean()
+            assert np.median(np.abs(image[..., 0] - tile)) < 1e-6
+    for seed in (0, 1, 10**9):  # any seed, not only the built-in test set's
+        assert draw_cracked_texture("brick", seed)[0].shape == (224, 224, 3)
+    with pytest.raises(ValueError, match="gravel, brick; got 'grass'"):
+        draw_cracked_texture("grass", 0)
+
+
+ALONE = """
+import sys
+class Nobody:  # nothing but `surfaces` is there, although the whole project may be installed
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("helpers", "app", "lab", "torch", "torchvision", "ipywidgets"):
+            raise ImportError(f"{name} is not to be imported")
+sys.meta_path.insert(0, Nobody())
+import surfaces
+from surfaces import KINDS, draw_surface
+from surfaces import cracks, draw, files, folders, materials, photos, textures, tiles, training_images
+made = ((f"{kind}-{seed}", *draw_surface(kind, seed, size=48)) for kind in KINDS for seed in range(3))
+assert folders.write_folder("synthetic", made) == 15
+found = folders.list_photos("synthetic", "train")
+image, mask = tiles.read_pair(found[0])
+image, mask = cracks.put_crack_on(image, seed=1)
+photos.write_photo("cracked.jpg", image)
+sheets = training_images.drawn_sheets(2, "cache", size=32)
+assert mask.any() and len(sheets) == 2 and "torch" not in sys.modules
+print(surfaces.__file__, len(found))
+"""
+
+
+def test_surfaces_is_a_crack_generator_on_its_own(tmp_path):
+    shutil.copytree(ROOT / "surfaces", tmp_path / "surfaces", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    file, count = done.stdout.split()
+    assert Path(file) == tmp_path / "surfaces" / "__init__.py" and int(count) >= 9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "cracked.jpg", "surfaces", "synthetic"]
+
+
+def test_importing_surfaces_imports_no_torch():
+    done = subprocess.run([sys.executable, "-c", "import surfaces, sys; print(*sys.modules)"], capture_output=True,
+                          text=True, cwd=ROOT, check=True)
+    assert not {"torch", "ipywidgets", "matplotlib", "sklearn", "helpers"} & set(done.stdout.split())
+    assert "surfaces.draw" in done.stdout.split()
 
 
 def test_statistics_of_a_folder(tmp_path):
