@@ -26,9 +26,8 @@ from torch import nn
 from helpers.cam import ActivationMap, activation_map, in_band, keep, layers_of, overlay
 from helpers.cam_methods import GRADIENT_FREE, METHODS, SIGN_RULES, TARGETS, Signed
 from helpers.checkpoints import OtherViTError, checkpoint_names, load
-from helpers.data import Sample
+from helpers.data import Sample, renoised
 from helpers.metrics import band_scores, crack_auc, crack_zone, darkness_map
-from helpers.noise import add_noise, noise_generator
 from helpers.plots import show_images
 from helpers.project import ROOT, data_dir
 from helpers.vit import BUILT_IN, open_vit
@@ -97,9 +96,8 @@ def models_here() -> dict[str, nn.Module]:
 
 
 def noisy_image(sample: Sample, sigma: float) -> NoisyImage:
-    """A `Sample` at a noise level; another one than its own is drawn as `open_dataset` draws it (seed 0)."""
-    noisy = sample.noisy if sigma == sample.sigma else add_noise(sample.clean, sigma,
-                                                                 noise_generator(sample.name, sigma))
+    """A `Sample` at a noise level on the 0..255 scale; another one than its own as `renoised` draws it."""
+    noisy = renoised(sample, sigma)
     shown = overlay(noisy, np.zeros(noisy.shape[-2:], np.float32))
     if not sample.has_mask:
         return NoisyImage(noisy, shown, None, np.empty(0, int), float("nan"))

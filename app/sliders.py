@@ -24,9 +24,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from app.explorer import encode_png
-from helpers.data import Sample
+from helpers.data import Sample, renoised
 from helpers.metrics import Image, aligned_sharpness, as_image, psnr, ssim
-from helpers.noise import add_noise, noise_generator
 from helpers.plots import crack_inset
 from surfaces.photos import read_photo, to_uint8
 
@@ -197,15 +196,11 @@ class Divider(ImageSlider):
             description="Divider", min=0, max=1, step=0.01, value=0.5, readout_format=".2f",
             tooltip="where the left output ends and the right one begins"))
 
-    def _noisy(self, index, sigma):
-        sample = self.samples[index]
-        return sample.noisy if sigma == sample.sigma else add_noise(sample.clean, sigma,
-                                                                     noise_generator(sample.name, sigma))
-
     @torch.inference_mode()
     def _run(self, name, index, sigma):
-        output = self.models[name](self._noisy(index, sigma)[None])[0]
-        return uint8_image(output), psnr(output, self.samples[index].clean)
+        sample = self.samples[index]
+        output = self.models[name](renoised(sample, sigma)[None])[0]
+        return uint8_image(output), psnr(output, sample.clean)
 
     def view(self, place: float) -> View:
         """The images with the divider at `place` in [0, 1], and their numbers in words."""
@@ -215,7 +210,8 @@ class Divider(ImageSlider):
         cut = round(place * left.shape[1])
         both = np.hstack([left[:, :cut], right[:, cut:]])
         both[:, max(0, cut - 1):cut + 1] = 255  # the divider itself, in white
-        noisy, clean = uint8_image(self._noisy(index, sigma)), uint8_image(self.samples[index].clean)
+        sample = self.samples[index]
+        noisy, clean = uint8_image(renoised(sample, sigma)), uint8_image(sample.clean)
         gap = np.full((both.shape[0], 6, 3), 255, np.uint8)
         words = f"left {self.left.value} {left_db:.2f} dB, right {self.right.value} {right_db:.2f} dB"
         return np.hstack([noisy, gap, both, gap, clean]), words
