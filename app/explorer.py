@@ -1,4 +1,6 @@
-"""A widget that slides the threshold of an activation map over a picture, with numbers beside it.
+"""A widget that slides the threshold of an activation map over an image, with numbers beside it.
+
+    CamExplorer(models_here(), samples)    # the last line of a cell, or of app/explorer.ipynb
 
 What takes time (a map, its area under the curve and the control's) is computed once and kept. Moving the slider only
 thresholds, blends, counts and encodes a PNG for `ipywidgets.Image`: no network is run and no figure is drawn.
@@ -8,6 +10,7 @@ import contextlib
 import html
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +20,14 @@ import cv2
 import ipywidgets as widgets
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from torch import nn
 
 from helpers.cam import ActivationMap, activation_map, in_band, keep, layers_of, overlay
 from helpers.cam_methods import GRADIENT_FREE, METHODS, SIGN_RULES, TARGETS, Signed
 from helpers.checkpoints import OtherViTError, checkpoint_names, load
+from helpers.data import Sample, renoised
 from helpers.metrics import band_scores, crack_auc, crack_zone, darkness_map
-from helpers.noise import add_noise, noise_generator
 from helpers.plots import show_images
 from helpers.project import ROOT, data_dir
 from helpers.vit import BUILT_IN, open_vit
@@ -37,27 +42,37 @@ FIGURES = {  # heading -> what it is, its tooltip
     "AUC": "of the whole map, before any threshold: how often a crack pixel is higher than another; 0.5 is chance",
     "AUC, darkness": "the same of the control: how much darker than its surroundings a pixel is, without any network",
 }
+SIGMAS = (0, 15, 25, 50, 75)
+KEPT_MAPS, KEPT_IMAGES = 64, 16  # a map of 224 x 224 takes 0.2 MB, an image with what follows from it 1 MB
+BANDS = {"values": "value", "quantiles": "quantile", "Otsu's threshold": "otsu"}
+STYLE = """<style>
+.cam-explorer .widget-readout { min-width: 90px }
+.cam-explorer td, .cam-explorer th { padding: 0 12px 0 0; line-height: 20px; text-align: left; vertical-align: bottom }
+.cam-explorer td { white-space: nowrap }
+</style>"""
+
+# What is computed, without any widget -------------------------------------------------------------------------------
 
 
-class Scene(NamedTuple):
-    """A picture at one noise level, with its mask and what follows from it."""
+class NoisyImage(NamedTuple):
+    """An image at one noise level, with its mask and what follows from it."""
 
     noisy: torch.Tensor  # (3, H, W)
-    picture: np.ndarray  # (H, W, 3) uint8, the same to look at
+    shown: np.ndarray  # (H, W, 3) uint8, the same to look at
     mask: np.ndarray | None  # (H, W) bool
     outline: np.ndarray  # numbers of the pixels around the crack, row by row
     darkness: float  # AUC of the control
 
 
-class Map(NamedTuple):
-    """A map with its name and the AUC of the whole of it."""
+class NamedMap(NamedTuple):
+    """A map with its name and the AUC of the whole of it, NaN without a mask."""
 
     cam: ActivationMap
     name: str
     auc: float
 
 
-def models_here():
+def models_here() -> dict[str, nn.Module]:
     """The networks to explore whose weights are there: {"ViT": ..., "U-Net": ..., "hybrid": ...}, one at least.
 
     The U-Net is the one that the hybrid started from, `unet_start`: its half before the ViT joined it.
@@ -71,73 +86,71 @@ def models_here():
     if os.environ.get("DENOISE_VIT", "").strip() or (data_dir() / "models" / BUILT_IN / "config.json").is_file():
         models["ViT"] = open_vit()
     there = checkpoint_names()
-    for name, file in {"U-Net": "unet_start", "hybrid": "hybrid"}.items():
-        with suppress(OtherViTError):
-            models |= {name: load(file)} if file in there else {}
+    for name, checkpoint in {"U-Net": "unet_start", "hybrid": "hybrid"}.items():
+        if checkpoint in there:
+            with suppress(OtherViTError):
+                models[name] = load(checkpoint)
     if not models:
         raise FileNotFoundError("no network to explore: neither a ViT in data/models nor a U-Net in data/checkpoints")
     return models
 
 
-def make_scene(sample, sigma):
-    """A `Scene` of a `Sample`; noise of another level than its own is drawn as `open_dataset` draws it (seed 0)."""
-    noisy = sample.noisy if sigma == sample.sigma else add_noise(sample.clean, sigma,
-                                                                 noise_generator(sample.name, sigma))
-    picture = overlay(noisy, np.zeros(noisy.shape[-2:], np.float32))
+def noisy_image(sample: Sample, sigma: float) -> NoisyImage:
+    """A `Sample` at a noise level on the 0..255 scale; another one than its own as `renoised` draws it."""
+    noisy = renoised(sample, sigma)
+    shown = overlay(noisy, np.zeros(noisy.shape[-2:], np.float32))
     if not sample.has_mask:
-        return Scene(noisy, picture, None, np.empty(0, int), float("nan"))
+        return NoisyImage(noisy, shown, None, np.empty(0, int), float("nan"))
     mask = sample.mask.numpy()
     outline = np.flatnonzero(crack_zone(mask, 1) & ~mask)
-    return Scene(noisy, picture, mask, outline, crack_auc(darkness_map(noisy.movedim(0, -1)), mask))
+    return NoisyImage(noisy, shown, mask, outline, crack_auc(darkness_map(noisy.movedim(0, -1)), mask))
 
 
-def has_effect(method, control):
+def has_effect(method: str, control: str) -> bool:
     """Whether "target" or "sign" can change the maps of a method."""
     return method not in GRADIENT_FREE if control == "target" else issubclass(METHODS[method], Signed)
 
 
-def make_map(model, scene, layer, method, target, sign, name):
-    """A `Map` of a scene; arguments as in `activation_map`."""
-    cam = activation_map(model, scene.noisy, layer, method, target, sign)
-    return Map(cam, name, float("nan") if scene.mask is None else crack_auc(cam.raw, scene.mask))
+def named_map(model: nn.Module, image: NoisyImage, layer: str, method: str, target: str, sign: str,
+              name: str) -> NamedMap:
+    """A `NamedMap` of an image; arguments as in `activation_map`."""
+    cam = activation_map(model, image.noisy, layer, method, target, sign)
+    return NamedMap(cam, name, float("nan") if image.mask is None else crack_auc(cam.raw, image.mask))
 
 
-def view(scene, shown, lower, upper, by="value", opacity=0.5, outline=False):
-    """A map under a band: the blended picture (H, W, 3) uint8, and its `band_scores`."""
+def thresholded(image: NoisyImage, shown: NamedMap, lower: float, upper: float, by: str = "value",
+                opacity: float = 0.5, outline: bool = False) -> tuple[np.ndarray, dict[str, float]]:
+    """A map under a band, laid over its image: (H, W, 3) uint8, and its `band_scores`."""
     kept = in_band(shown.cam.map, lower, upper, by)
-    picture = overlay(scene.picture, keep(shown.cam.map, kept), opacity)
+    blended = overlay(image.shown, keep(shown.cam.map, kept), opacity)
     if outline:
-        picture.reshape(-1, 3)[scene.outline] = CYAN
-    return picture, band_scores(kept, scene.mask)
+        blended.reshape(-1, 3)[image.outline] = CYAN
+    return blended, band_scores(kept, image.mask)
 
 
-def encode_png(picture):
-    """A picture (H, W, 3) uint8 as PNG bytes, by OpenCV: three times as fast as Pillow, and no larger."""
-    return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+def encode_png(image: np.ndarray) -> bytes:
+    """An image (H, W, 3) uint8 as PNG, by OpenCV: three times as fast as Pillow, and no larger."""
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-def numbers(scene, maps, scores):
-    """An HTML table with a row of `FIGURES` per map; `scores` as `view` gives them. What is not defined is a dash."""
+def numbers_table(image: NoisyImage, maps: Sequence[NamedMap], scores: Sequence[Mapping[str, float]]) -> str:
+    """An HTML table, a row of `FIGURES` per map; `scores` as `thresholded` gives them. What is undefined is a dash."""
     headings = [f'<th title="{tip}">{name}</th>' for name, tip in FIGURES.items()]
     rows = ["<th></th>" + "".join(headings)]
     for shown, score in zip(maps, scores, strict=True):
         cells = [html.escape(shown.name), f"{100 * score['kept']:.1f} %"]
-        if scene.mask is not None and scene.mask.any():
+        if image.mask is not None and image.mask.any():
             cells += [f"{100 * score['covered']:.1f} %", *(f"{x:.2f}".replace("nan", "–") for x in
-                      (score["precision"], score["iou"], shown.auc, scene.darkness))]
+                      (score["precision"], score["iou"], shown.auc, image.darkness))]
         else:
-            cells.append(f"there is no {'mask' if scene.mask is None else 'crack'} to compare with")
+            cells.append(f"there is no {'mask' if image.mask is None else 'crack'} to compare with")
+        # the words that stand in for the missing figures take the width of all their columns
         spans = ["1"] * len(cells[1:]) + [str(1 + len(FIGURES) - len(cells[1:]))]
         rows.append("".join(f'<td colspan="{n}">{cell}</td>' for n, cell in zip(spans, cells, strict=True)))
     return "<table><tr>" + "</tr><tr>".join(rows) + "</tr></table>"
-SIGMAS = (0, 15, 25, 50, 75)
-KEPT_MAPS, KEPT_SCENES = 64, 16  # a map of 224 x 224 takes 0.2 MB, a scene 1 MB
-STYLE = """<style>
-.cam-explorer .widget-readout { min-width: 90px }
-.cam-explorer td, .cam-explorer th { padding: 0 12px 0 0; line-height: 20px; text-align: left; vertical-align: bottom }
-.cam-explorer td { white-space: nowrap }
-</style>"""
-BANDS = {"values": "value", "quantiles": "quantile", "Otsu's threshold": "otsu"}
+
+
+# The widget ---------------------------------------------------------------------------------------------------------
 
 
 class CamExplorer(widgets.VBox):
@@ -152,7 +165,7 @@ class CamExplorer(widgets.VBox):
         samples: list of `Sample`; those without a mask are shown without numbers that need one. A noise level other
             than their own is drawn as `open_dataset` would (seed 0).
         lower, upper: the band at the start, 0 <= lower <= upper <= 1.
-        folder: where pictures are saved; None: `pictures/` in the clone.
+        folder: where images are saved; None: `pictures/` in the clone.
 
     Raises:
         ValueError: no networks or no samples, or a network without ViT blocks and U-Net stages.
@@ -165,15 +178,17 @@ class CamExplorer(widgets.VBox):
     b'\\x89PNG'
     """
 
-    def __init__(self, models, samples, lower=0.4, upper=0.9, folder=None):
+    def __init__(self, models: Mapping[str, nn.Module], samples: Sequence[Sample], lower: float = 0.4,
+                 upper: float = 0.9, folder: str | Path | None = None) -> None:
         if not models or not samples:
             raise ValueError(f"an explorer needs networks and samples, got {len(models)} and {len(samples)}")
         self.models, self.samples = dict(models), list(samples)
         self.folder = Path(folder or ROOT / "pictures")
         self._layers = {name: list(layers_of(model)) for name, model in self.models.items()}
-        self._scene_of = lru_cache(KEPT_SCENES)(self._make_scene)
+        self._image_of = lru_cache(KEPT_IMAGES)(lambda index, sigma: noisy_image(self.samples[index], sigma))
         self._map_of = lru_cache(KEPT_MAPS)(self._compute_map)
-        self._scene, self._maps, self._shown, self._held = None, [], [], False
+        self._image, self._maps, self._shown = None, [], []  # what is shown: input, maps, maps as drawn
+        self._held = False  # whether controls change without anything following
         self._make_controls(lower, upper)
         super().__init__([widgets.HTML(STYLE, layout={"display": "none"}), self._arrange()])
         self.add_class("cam-explorer")
@@ -250,7 +265,7 @@ class CamExplorer(widgets.VBox):
             control.observe(lambda _: self._held or self._attempt(work), "value")
 
     @contextlib.contextmanager
-    def _hold(self):
+    def _hold(self) -> Iterator[None]:
         """Let controls change without anything following."""
         before, self._held = self._held, True
         try:
@@ -264,7 +279,7 @@ class CamExplorer(widgets.VBox):
             work()
         except Exception as error:  # of whatever kind: nobody would see it in a kernel's log
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            self._say(f"{kind}{error}" + " (The last picture stays.)" * bool(self._maps), "#b00020")
+            self._say(f"{kind}{error}{' (The last picture stays.)' if self._maps else ''}", "#b00020")
 
     def _say(self, words, colour="inherit"):
         self.message.value = f'<span role="status" style="color:{colour}">{html.escape(words)}</span>'
@@ -276,7 +291,7 @@ class CamExplorer(widgets.VBox):
             self.layer.options = names
             self.layer.value = blocks[5 * len(blocks) // 12] if blocks else "bottleneck"  # later maps: bright corners
 
-    def reset(self):
+    def reset(self) -> None:
         """Set every control as it was at the start."""
         with self._hold():
             for control, value in self._start.items():
@@ -285,13 +300,10 @@ class CamExplorer(widgets.VBox):
 
     # What takes time, and is kept -------------------------------------------------------------------------------------
 
-    def _make_scene(self, index, sigma):
-        return make_scene(self.samples[index], sigma)
-
-    def _compute_map(self, branch, layer, method, target, sign, *scene):
+    def _compute_map(self, branch, layer, method, target, sign, *index_and_sigma):
         name = f"{method}, {branch}, {layer}"
         self._say(f"Computing {name} …")
-        return make_map(self.models[branch], self._scene_of(*scene), layer, method, target, sign, name)
+        return named_map(self.models[branch], self._image_of(*index_and_sigma), layer, method, target, sign, name)
 
     def _chosen_map(self, method):
         """The map by `method` as the controls say; what has no effect on it makes no second one."""
@@ -306,11 +318,11 @@ class CamExplorer(widgets.VBox):
         self.target.disabled = not any(has_effect(method, "target") for method in methods)
         self.sign.disabled = not any(has_effect(method, "sign") for method in methods)
         maps = [self._chosen_map(method) for method in methods]
-        self._scene, self._maps = self._scene_of(self.picture.value, self.sigma.value), maps
+        self._image, self._maps = self._image_of(self.picture.value, self.sigma.value), maps
         titles = (f"input, noise {self.sigma.value:g}/255", *(shown.name for shown in maps), "")
         for title, text in zip(self._titles, titles, strict=False):
             title.value = html.escape(text)
-        self.plain.value = encode_png(self._scene.picture)
+        self.plain.value = encode_png(self._image.shown)
         self._frames[2].layout.display = "flex" if len(maps) > 1 else "none"
         self._redraw()
         self._say("")
@@ -321,17 +333,17 @@ class CamExplorer(widgets.VBox):
         """Threshold, blend, count and encode every map shown."""
         self.band.disabled = self.by.value == "otsu"
         views = [self._view(shown, *self.band.value) for shown in self._maps]
-        self._shown = [picture for picture, _ in views]
-        for image, picture in zip(self.maps, self._shown, strict=False):
-            image.value = encode_png(picture)
-        self.line.value = numbers(self._scene, self._maps, [scores for _, scores in views])
+        self._shown = [blended for blended, _ in views]
+        for widget, blended in zip(self.maps, self._shown, strict=False):
+            widget.value = encode_png(blended)
+        self.line.value = numbers_table(self._image, self._maps, [scores for _, scores in views])
 
     def _view(self, shown, lower, upper):
-        return view(self._scene, shown, lower, upper, self.by.value, self.opacity.value, self.outline.value)
+        return thresholded(self._image, shown, lower, upper, self.by.value, self.opacity.value, self.outline.value)
 
     # To keep ----------------------------------------------------------------------------------------------------------
 
-    def save(self):
+    def save(self) -> Path:
         """Write the maps as they are shown, side by side, to a new PNG file in `folder`; return its path."""
         self._want_maps()
         lower, upper = self.band.value
@@ -341,30 +353,27 @@ class CamExplorer(widgets.VBox):
     def _save_and_say(self):
         self._say(f"Saved as {self.save()}")
 
-    def grid(self, thresholds=(0.2, 0.4, 0.6, 0.8)):
+    def grid(self, thresholds: Sequence[float | tuple[float, float]] = (0.2, 0.4, 0.6, 0.8)) -> Figure:
         """The explorer on paper: what it shows, under several thresholds, a row per map.
 
         Args:
             thresholds: bands (lower, upper), or lower ends alone, the upper one then being the slider's.
 
-        Returns:
-            The matplotlib figure.
-
         Raises:
             ValueError: no such band; no map could be computed yet.
         """
         self._want_maps()
-        pictures, titles = [], []
+        images, titles = [], []
         for shown in self._maps:
-            pictures.append(self._scene.picture)
+            images.append(self._image.shown)
             titles.append(shown.name.replace(", ", "\n", 1))
             for band in thresholds:
                 lower, upper = band if np.ndim(band) else (band, self.band.value[1])
-                picture, scores = self._view(shown, lower, upper)
-                pictures.append(picture)
+                blended, scores = self._view(shown, lower, upper)
+                images.append(blended)
                 iou = "" if np.isnan(scores["iou"]) else f", IoU {scores['iou']:.2f}"
                 titles.append(f"{lower:.2f} to {upper:.2f}\nkept {100 * scores['kept']:.1f} %{iou}")
-        return show_images([picture / 255 for picture in pictures], titles, columns=1 + len(thresholds))
+        return show_images([image / 255 for image in images], titles, columns=1 + len(thresholds))
 
     def _want_maps(self):
         if not self._maps:

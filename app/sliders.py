@@ -1,10 +1,15 @@
-"""Two widgets with one slider each: walk between two networks' weights, and drag a divider between two outputs.
+"""Widgets with one control each: walk between the weights of two networks, drag a divider, upload a photograph.
 
-Like the explorer's, the slider only cuts and encodes what is there already; networks run when the picture, the noise or
-a network changes, or, on the walk, once for every step that the slider visits.
+    WeightWalk(load("hybrid"), load("hybrid_regional"), samples)
+    Divider({"filter": blur, "U-Net": load("unet")}, samples)
+    Upload(treat)
+
+Like the explorer's, a slider only cuts and encodes what is there already; networks run when the image, the noise or a
+network changes, or, on the walk, once for every step that the slider visits.
 """
 
 import html
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -15,17 +20,21 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from torch import nn
 
 from app.explorer import encode_png
-from helpers.metrics import aligned_sharpness, as_image, psnr, ssim
-from helpers.noise import add_noise, noise_generator
+from helpers.data import Sample, renoised
+from helpers.metrics import Image, aligned_sharpness, as_image, psnr, ssim
 from helpers.plots import crack_inset
-from surfaces.photos import read_photo
+from surfaces.photos import read_photo, to_uint8
 
 SIGMAS = (15, 25, 50, 75)
+WIDEST = 1800  # pixels of what is sent back to the browser
+View = tuple[np.ndarray, str]  # an image (H, W, 3) uint8, and words or numbers about it
 
 
-def interpolated(start, end, share):
+def interpolated(start: nn.Module, end: nn.Module, share: float) -> nn.Module:
     """A network with the weights (1 - share) * start + share * end; both must be of one architecture.
 
     Source: linear interpolation between fine-tuned networks, Wang et al., "Deep network interpolation" (CVPR 2019,
@@ -45,15 +54,16 @@ def interpolated(start, end, share):
     if first.keys() != last.keys() or any(first[key].shape != last[key].shape for key in first):
         raise ValueError("interpolation needs two networks of one architecture")
     model = deepcopy(start)
+    # counters and the like are no weights: half a step has no meaning
     model.load_state_dict({key: torch.lerp(first[key], last[key], share) if first[key].is_floating_point()
                            else first[key] for key in first})
     return model.eval()
 
 
-class Shown(widgets.VBox):
-    """Controls, and below them a picture, a line of words and a place for what went wrong; see `make`."""
+class ImageBelowControls(widgets.VBox):
+    """Controls, and below them an image, a line of words and a place for what went wrong; a subclass has `make`."""
 
-    def __init__(self, controls):
+    def __init__(self, controls: Sequence[widgets.Widget]) -> None:
         self.image = widgets.Image(format="png", layout={"width": "100%", "max_width": "900px"})
         self.line, self.message = widgets.HTML(), widgets.HTML()
         self.image.add_class("shown-picture")
@@ -61,23 +71,24 @@ class Shown(widgets.VBox):
         self.message.add_class("shown-message")
         super().__init__([*controls, self.image, self.line, self.message])
 
-    def make(self):
-        """Return the picture (H, W, 3) uint8 and the words that the controls ask for."""
+    def make(self) -> View:
+        """Return the image and the words that the controls ask for."""
         raise NotImplementedError
 
-    def attempt(self):
-        """Show what the controls ask for; should it fail, say why in words and leave the picture as it is."""
+    def attempt(self) -> None:
+        """Show what the controls ask for; should it fail, say why in words and leave the image as it is."""
         try:
-            picture, words = self.make()
-            self.image.value, self.line.value, self.message.value = encode_png(picture), html.escape(words), ""
+            image, words = self.make()
+            self.image.value, self.line.value, self.message.value = encode_png(image), html.escape(words), ""
         except Exception as error:  # of whatever kind: nobody would see it in a kernel's log
             self.message.value = f'<span role="status" style="color:#b00020">{html.escape(str(error))}</span>'
 
 
-class _PictureSlider(Shown):
-    """A picture to choose and a slider."""
+class ImageSlider(ImageBelowControls):
+    """An image to choose and a slider; a subclass has `view`."""
 
-    def __init__(self, samples, controls, slider):
+    def __init__(self, samples: Sequence[Sample], controls: Sequence[widgets.Widget],
+                 slider: widgets.FloatSlider) -> None:
         if not samples:
             raise ValueError("at least one sample is wanted, got none")
         self.samples, self.slider = list(samples), slider
@@ -92,31 +103,32 @@ class _PictureSlider(Shown):
         self.add_class("picture-slider")
         self.attempt()
 
-    def make(self):
+    def view(self, value: float) -> View:
+        """The image at a position of the slider, and its numbers in words."""
+        raise NotImplementedError
+
+    def make(self) -> View:
         return self.view(self.slider.value)
 
-    def grid(self, values=(0, 0.5, 1), width=5.0):
-        """The widget on paper: what it shows at some positions of the slider, below each other.
-
-        `width` is in inches. Returns the matplotlib figure.
-        """
+    def grid(self, values: Sequence[float] = (0, 0.5, 1), width: float = 5.0) -> Figure:
+        """The widget on paper: what it shows at some positions of the slider, below each other; `width` in inches."""
         views = [self.view(value) for value in values]
         height, wide, _ = views[0][0].shape
         figure, axes = plt.subplots(len(values), 1, squeeze=False, layout="constrained",
                                     figsize=(width, len(values) * (width * height / wide + 0.45)))
-        for axis, value, (picture, words) in zip(axes.flat, values, views, strict=True):
-            axis.imshow(picture)
+        for axis, value, (image, words) in zip(axes.flat, values, views, strict=True):
+            axis.imshow(image)
             axis.set_title(f"{value:g}\n{words}", fontsize=8)
             axis.axis("off")
         return figure
 
 
-def as_uint8(picture):
-    """Return a picture in [0, 1], (H, W, 3) or torch (3, H, W), as (H, W, 3) uint8; what lies outside is clipped."""
-    return np.uint8(as_image(picture, clip=True) * 255 + 0.5)
+def uint8_image(image: Image) -> np.ndarray:
+    """An image in [0, 1] as bytes to look at, (H, W, 3) uint8; what lies outside is clipped."""
+    return to_uint8(as_image(image, clip=True))
 
 
-class WeightWalk(_PictureSlider):
+class WeightWalk(ImageSlider):
     """Walk from one network's weights to another's: noisy, output and clean, the crack enlarged below each.
 
     Args:
@@ -127,7 +139,7 @@ class WeightWalk(_PictureSlider):
     Controls for code as for a hand: `picture`, `slider`. Numbers stand in `line`, what went wrong in `message`.
     """
 
-    def __init__(self, start, end, samples, steps=10):
+    def __init__(self, start: nn.Module, end: nn.Module, samples: Sequence[Sample], steps: int = 10) -> None:
         interpolated(start, end, 0)  # refused at once rather than at the first move
         self._model = lru_cache(steps + 1)(lambda share: interpolated(start, end, share))
         self._output = lru_cache(64)(self._run)
@@ -139,24 +151,25 @@ class WeightWalk(_PictureSlider):
     def _run(self, index, share):
         return self._model(share)(self.samples[index].noisy[None])[0]
 
-    def view(self, share):
-        """The picture (H, W, 3) uint8 at `share`, and its numbers in words."""
+    def view(self, share: float) -> View:
+        """The three images at `share` of the way, and their numbers in words."""
         sample, share = self.samples[self.picture.value], round(share, 4)
         output = self._output(self.picture.value, share)
         y, x, side = crack_inset(sample.mask.numpy())
         zoom = sample.clean.shape[-1] // side
         columns = []
-        for picture in map(as_uint8, (sample.noisy, output, sample.clean)):
-            inset = picture[y:y + side, x:x + side].repeat(zoom, 0).repeat(zoom, 1)
-            wide = np.full((inset.shape[0], picture.shape[1], 3), 255, np.uint8)
+        for image in map(uint8_image, (sample.noisy, output, sample.clean)):
+            # below each image its window with the most crack, whole pixels enlarged, on white of the image's width
+            inset = image[y:y + side, x:x + side].repeat(zoom, 0).repeat(zoom, 1)
+            wide = np.full((inset.shape[0], image.shape[1], 3), 255, np.uint8)
             wide[:, :inset.shape[1]] = inset
-            columns.append(np.pad(np.vstack([picture, wide]), ((0, 0), (0, 6), (0, 0)), constant_values=255))
+            columns.append(np.pad(np.vstack([image, wide]), ((0, 0), (0, 6), (0, 0)), constant_values=255))
         sharp = aligned_sharpness(output, sample.clean).ratio
         return np.hstack(columns), (f"PSNR {psnr(output, sample.clean):.2f} dB, SSIM {ssim(output, sample.clean):.3f}, "
                                     f"aligned sharpness {sharp:.2f} (clean 1.00)")
 
 
-class Divider(_PictureSlider):
+class Divider(ImageSlider):
     """Drag a divider between the outputs of two denoisers; noisy and clean stand beside.
 
     Args:
@@ -167,7 +180,8 @@ class Divider(_PictureSlider):
     Controls for code as for a hand: `picture`, `sigma`, `left`, `right`, `slider`.
     """
 
-    def __init__(self, models, samples, left=None, right=None):
+    def __init__(self, models: Mapping[str, nn.Module], samples: Sequence[Sample], left: str | None = None,
+                 right: str | None = None) -> None:
         if len(models) < 2:
             raise ValueError(f"a divider needs at least two networks, got {', '.join(models) or 'none'}")
         self.models, names = dict(models), list(models)
@@ -182,42 +196,38 @@ class Divider(_PictureSlider):
             description="Divider", min=0, max=1, step=0.01, value=0.5, readout_format=".2f",
             tooltip="where the left output ends and the right one begins"))
 
-    def _noisy(self, index, sigma):
-        sample = self.samples[index]
-        return sample.noisy if sigma == sample.sigma else add_noise(sample.clean, sigma,
-                                                                     noise_generator(sample.name, sigma))
-
     @torch.inference_mode()
     def _run(self, name, index, sigma):
-        output = self.models[name](self._noisy(index, sigma)[None])[0]
-        return as_uint8(output), psnr(output, self.samples[index].clean)
+        sample = self.samples[index]
+        output = self.models[name](renoised(sample, sigma)[None])[0]
+        return uint8_image(output), psnr(output, sample.clean)
 
-    def view(self, place):
-        """The picture (H, W, 3) uint8 with the divider at `place` in [0, 1], and its numbers in words."""
+    def view(self, place: float) -> View:
+        """The images with the divider at `place` in [0, 1], and their numbers in words."""
         index, sigma = self.picture.value, self.sigma.value
         (left, left_db), (right, right_db) = (self._output(name.value, index, sigma)
                                               for name in (self.left, self.right))
         cut = round(place * left.shape[1])
         both = np.hstack([left[:, :cut], right[:, cut:]])
-        both[:, max(0, cut - 1):cut + 1] = 255
-        noisy, clean = as_uint8(self._noisy(index, sigma)), as_uint8(self.samples[index].clean)
+        both[:, max(0, cut - 1):cut + 1] = 255  # the divider itself, in white
+        sample = self.samples[index]
+        noisy, clean = uint8_image(renoised(sample, sigma)), uint8_image(sample.clean)
         gap = np.full((both.shape[0], 6, 3), 255, np.uint8)
         words = f"left {self.left.value} {left_db:.2f} dB, right {self.right.value} {right_db:.2f} dB"
         return np.hstack([noisy, gap, both, gap, clean]), words
-WIDEST = 1800  # pixels of what is sent back to the browser
 
 
-class Upload(Shown):
+class Upload(ImageBelowControls):
     """Take a photograph from the reader's machine and show what becomes of it.
 
     Args:
-        treat: a function of a photograph (3, H, W), float32 in [0, 1], and its file name. It returns a picture
+        treat: a function of a photograph (3, H, W), float32 in [0, 1], and its file name. It returns an image
             (H, W, 3) in [0, 1] to show, and a sentence. What it raises is shown in words.
 
     Controls for code as for a hand: `button`. The sentence stands in `line`, what went wrong in `message`.
     """
 
-    def __init__(self, treat):
+    def __init__(self, treat: Callable[[torch.Tensor, str], tuple[Image, str]]) -> None:
         self.treat = treat
         self.button = widgets.FileUpload(accept="image/*", description="Photograph",
                                          tooltip="a picture on this machine; it goes to the kernel and nowhere else")
@@ -225,10 +235,11 @@ class Upload(Shown):
         self.add_class("upload")
         self.button.observe(lambda _: self.attempt(), "value")
 
-    def make(self):
-        """The picture (H, W, 3) uint8 of the last file, at most `WIDEST` wide, and the sentence."""
+    def make(self) -> View:
+        """The image of the last file, at most `WIDEST` wide, and the sentence."""
         *_, file = self.button.value
         name = Path(file["name"]).name
+        # a reader of files knows all formats and says what is wrong; its folder's name is nobody's concern
         with TemporaryDirectory() as folder:
             path = Path(folder) / name
             path.write_bytes(file["content"])
@@ -236,9 +247,9 @@ class Upload(Shown):
                 photo = read_photo(path)
             except ValueError as error:
                 raise ValueError(str(error).replace(str(path), name)) from None
-        picture, words = self.treat(torch.from_numpy(photo).permute(2, 0, 1), name)
-        picture = as_uint8(picture)
-        if picture.shape[1] > WIDEST:
-            height = max(1, round(picture.shape[0] * WIDEST / picture.shape[1]))
-            picture = cv2.resize(picture, (WIDEST, height), interpolation=cv2.INTER_AREA)
-        return picture, f"{name}: {words}"
+        image, words = self.treat(torch.from_numpy(photo).permute(2, 0, 1), name)
+        image = uint8_image(image)
+        if image.shape[1] > WIDEST:
+            height = max(1, round(image.shape[0] * WIDEST / image.shape[1]))
+            image = cv2.resize(image, (WIDEST, height), interpolation=cv2.INTER_AREA)
+        return image, f"{name}: {words}"

@@ -1,127 +1,97 @@
 """What the fast ways save, as ratios measured in one run.
 
 On the CPU, one thread is used and its processor time counted, so that other programs do not disturb the ratios; on a
-GPU it is the time on the clock.
+GPU it is the time on the clock. The timer is `lab.cost.median_seconds`.
 
     python -m lab.bench losses       the regional sharpness loss: pooled, unfolded, and in a loop over windows;
-                                         what the CAM-weighted loss adds to a training step of the hybrid
+                                     what the CAM-weighted loss adds to a training step of the hybrid
     python -m lab.bench cam          EigenCAM and KPCA_CAM beside pytorch-grad-cam's own
     python -m lab.bench slider       a move of the explorer's slider beside a map computed anew in a new figure
 """
 
 import argparse
-import statistics
-import time
 
 import torch
 from torch import nn
 
 from helpers.cam import layers_of
-from helpers.losses import CamWeightedLoss, CombinedLoss, RegionalSharpnessLoss, window_scores
+from helpers.losses import NEIGHBOURS, CamWeightedLoss, CombinedLoss, RegionalSharpnessLoss, window_scores
 from helpers.models import HybridViTUNet
 from helpers.project import pick_device
 from helpers.vit import open_vit
+from lab.cost import median_seconds, peak_memory
 
 
-def now(device):
-    """Return seconds: of this process's processor time on the CPU, on the clock when a GPU has finished its work."""
-    if device.type == "cpu":
-        return time.process_time()
-    torch.accelerator.synchronize()
-    return time.perf_counter()
+def compare(title, works, device, seconds, slow=()):
+    """Print time and memory of `works`, {name: function}, with their ratios to the first; return {name: seconds}.
 
-
-def measure(work, device, repeats):
-    """Return the median seconds of `work()` and the peak MB it allocates, after a warm-up (one repeat: neither)."""
-    memory = peak_memory(work, device) / 1e6 if repeats > 1 else None  # watching a slow loop takes too long
-    seconds = []
-    for _ in range(repeats):
-        began = now(device)
-        work()
-        seconds.append(now(device) - began)
-    return statistics.median(seconds), memory
-
-
-def peak_memory(work, device):
-    """Return the most bytes that `work()` holds at a time beyond what was there: torch's own count of allocations."""
-    if device.type == "cuda":
-        work()
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    held, most = 0, 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
-
-
-def compare(title, works, device, repeats, slow=()):
-    """Print seconds and memory of `works` with their ratios to the first; return its seconds. `slow` ones run once."""
+    Each is timed for `seconds`; the `slow` ones once after a warm-up, and watching their memory would take too long.
+    """
     print(title)
-    rows = {name: measure(work, device, 1 if name in slow else repeats) for name, work in works.items()}
-    first_seconds, first_memory = next(iter(rows.values()))
+    times = {name: median_seconds(work, device, 0 if name in slow else seconds) for name, work in works.items()}
+    memory = {name: peak_memory(work, device) / 1e6 for name, work in works.items() if name not in slow}
+    first = next(iter(works))
     print(f"{'':36}{'ms':>10}{'peak MB':>10}{'time':>10}{'memory':>10}")
-    for name, (seconds, memory) in rows.items():
-        peak, times = ("", "") if memory is None else (f"{memory:.1f}", f"{memory / first_memory:.1f}x")
-        print(f"{name:36}{1000 * seconds:10.1f}{peak:>10}{seconds / first_seconds:9.1f}x{times:>10}")
-    return first_seconds
+    for name, time in times.items():
+        peak, ratio = (f"{memory[name]:.1f}", f"{memory[name] / memory[first]:.1f}x") if name in memory else ("", "")
+        print(f"{name:36}{1000 * time:10.1f}{peak:>10}{time / times[first]:9.1f}x{ratio:>10}")
+    return times
+
+
+# The regional sharpness loss ------------------------------------------------------------------------------------------
+
 LOOPS = ("loop over files and windows", "loop, each window cut out once")
 
 
-def unfolded_scores(pictures, window, step):
+def unfolded_scores(images, window, step):
     """The window scores (B, windows) of (B, C, H, W) by unfolding: every window's differences are laid out."""
-    views = pictures.unfold(2, window, step).unfold(3, window, step)  # (B, C, rows, columns, window, window), no copy
+    views = images.unfold(2, window, step).unfold(3, window, step)  # (B, C, rows, columns, window, window), no copy
     pairs = (views[..., 1:] - views[..., :-1], views[..., 1:, :] - views[..., :-1, :],
              views[..., 1:, 1:] - views[..., :-1, :-1], views[..., 1:, :-1] - views[..., :-1, 1:])
     total = sum(pair.abs().sum((-2, -1)) for pair in pairs)  # (B, C, rows, columns)
     return total.mean(1).flatten(1) / sum(pair[0, 0, 0, 0].numel() for pair in pairs)
 
 
-def looped_scores(pictures, window, step):
-    """The same in a loop over pictures and windows, every pair taken from the batch, as one would write it first."""
+def looped_scores(images, window, step):
+    """The same in a loop over images and windows, every pair taken from the batch, as one would write it first."""
     scores, pairs = [], 2 * window * (window - 1) + 2 * (window - 1) ** 2
-    for index in range(len(pictures)):
-        for top in range(0, pictures.shape[2] - window + 1, step):
-            for left in range(0, pictures.shape[3] - window + 1, step):
+    for index in range(len(images)):
+        for top in range(0, images.shape[2] - window + 1, step):
+            for left in range(0, images.shape[3] - window + 1, step):
                 total, bottom, right = 0, top + window, left + window
-                for down, along in ((0, 1), (1, 0), (1, 1), (1, -1)):
+                for down, along in NEIGHBOURS:
                     there = slice(left + max(along, 0), right - max(-along, 0))
                     here = slice(left + max(-along, 0), right - max(along, 0))
-                    total = total + (pictures[index, :, top + down:bottom, there]
-                                     - pictures[index, :, top:bottom - down, here]).abs().sum()
-                scores.append(total / (pairs * pictures.shape[1]))
-    return torch.stack(scores).view(len(pictures), -1)
+                    total = total + (images[index, :, top + down:bottom, there]
+                                     - images[index, :, top:bottom - down, here]).abs().sum()
+                scores.append(total / (pairs * images.shape[1]))
+    return torch.stack(scores).view(len(images), -1)
 
 
-def careful_scores(pictures, window, step):
-    """The same loop with each window cut out of its picture once, which spares the backward pass most of its work."""
+def careful_scores(images, window, step):
+    """The same loop with each window cut out of its image once, which spares the backward pass most of its work."""
     scores = []
-    for picture in pictures:
-        for top in range(0, picture.shape[1] - window + 1, step):
-            for left in range(0, picture.shape[2] - window + 1, step):
-                view = picture[:, top:top + window, left:left + window]
+    for image in images:
+        for top in range(0, image.shape[1] - window + 1, step):
+            for left in range(0, image.shape[2] - window + 1, step):
+                view = image[:, top:top + window, left:left + window]
                 pairs = (view[:, :, 1:] - view[:, :, :-1], view[:, 1:] - view[:, :-1],
                          view[:, 1:, 1:] - view[:, :-1, :-1], view[:, 1:, :-1] - view[:, :-1, 1:])
                 scores.append(torch.cat([pair.flatten(1) for pair in pairs], 1).abs().mean())
-    return torch.stack(scores).view(len(pictures), -1)
+    return torch.stack(scores).view(len(images), -1)
 
 
-def plain_scores(picture, window, step):
-    """The same of one picture as a nested list (C, H, W), pair by pair, in Python without any array."""
-    channels, height, width = len(picture), len(picture[0]), len(picture[0][0])
+def plain_scores(image, window, step):
+    """The same of one image as a nested list (C, H, W), pair by pair, in Python without any array."""
+    channels, height, width = len(image), len(image[0]), len(image[0][0])
     scores = []
     for top in range(0, height - window + 1, step):
         for left in range(0, width - window + 1, step):
             total, pairs = 0.0, 0
-            for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+            for down, right in NEIGHBOURS:
                 for y in range(top, top + window - down):
                     for x in range(left + max(-right, 0), left + window - max(right, 0)):
-                        for channel in picture:
+                        for channel in image:
                             total += abs(channel[y + down][x + right] - channel[y][x])
                         pairs += 1
             scores.append(total / (pairs * channels))
@@ -152,25 +122,26 @@ def bench_losses(options):
     works = {"pooled difference maps (ours)": step("pooled", lambda leaf: pooled(leaf, clean)),
              "unfolded windows": step("unfolded", by(unfolded_scores)),
              LOOPS[0]: step("loop", by(looped_scores)), LOOPS[1]: step("careful loop", by(careful_scores))}
-    first = compare(f"{bench_losses.__doc__} On {device.type}.", works, device,
-            options.repeats, slow=LOOPS)
-    picture = denoised[0].tolist()
-    began = time.process_time()
-    wanted = torch.tensor(plain_scores(picture, window, window // 2))
-    seconds = 2 * len(denoised) * (time.process_time() - began)
+    times = compare(f"{bench_losses.__doc__} On {device.type}.", works, device, options.seconds, slow=LOOPS)
+
+    # the same in plain Python: of one image, which stands for the 16 of a batch's outputs and targets
+    image, found, first = denoised[0].tolist(), [], next(iter(times.values()))
+    one = median_seconds(lambda: found.append(plain_scores(image, window, window // 2)), least=0)
+    seconds = 2 * len(denoised) * one
     print(f"{'loop over windows and pairs *':36}{1000 * seconds:10.1f}{'':10}{seconds / first:9.1f}x\n"
-          f"* plain Python, scores without gradients; one picture timed, times {2 * len(denoised)}")
+          f"* plain Python, scores without gradients; one image timed, times {2 * len(denoised)}")
+
+    # what was compared must be the same thing
+    wanted = torch.tensor(found[-1])
     torch.testing.assert_close(window_scores(denoised[:1], window).flatten().cpu(), wanted, rtol=1e-4, atol=0)
     for name, gradient in gradients.items():
         error = (gradient - gradients["pooled"]).norm() / gradients["pooled"].norm()
         if not error < 1e-3:
             raise SystemExit(f"{name} and pooled do not agree: gradients differ by {float(error):.2g}")
+    bench_step()
 
 
-    bench_step(options)
-
-
-def bench_step(options):
+def bench_step():
     """A training step of the hybrid (width 32, batch 8 at 224 x 224), float32."""
     device = pick_device()
     try:
@@ -193,7 +164,10 @@ def bench_step(options):
     works = {"MSE": step(CombinedLoss({})), "MSE and CAM-weighted": step(weighted)}
     print()
     step(nn.MSELoss())()  # the first step also makes the optimizer's state
-    compare(f"{bench_step.__doc__} On {device.type}.", works, device, 1, slow=tuple(works))
+    compare(f"{bench_step.__doc__} On {device.type}.", works, device, 0, slow=tuple(works))
+
+
+# The rest, each in a module of its own --------------------------------------------------------------------------------
 
 
 def bench_cam(options):
@@ -207,14 +181,16 @@ def bench_slider(options):
     """The explorer: see bench_slider.py."""
     from lab.bench_slider import bench_slider as run  # widgets and figures, which the others do without
 
-    run(options.repeats)
+    run(options.seconds)
+
+
 BENCHES = {"losses": bench_losses, "cam": bench_cam, "slider": bench_slider}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bench", choices=BENCHES)
-    parser.add_argument("--repeats", type=int, default=10, help="how often each is timed (the median counts)")
+    parser.add_argument("--seconds", type=float, default=1, help="how long each is timed (the median call counts)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     BENCHES[options.bench](options)

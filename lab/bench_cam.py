@@ -1,7 +1,8 @@
 """Time and peak memory of the maps beside pytorch-grad-cam's own, as ratios in one run.
 
 Every measurement runs in a process of its own, so that one does not pay for another's memory, and on one thread, in
-seconds of processor time, so that other work on the machine does not count.
+seconds of processor time (`lab.cost.median_seconds`), so that other work on the machine does not count. Memory is the
+process's peak as the operating system counts it: what numpy and SciPy take is in it, and torch's own count has not.
 """
 
 import argparse
@@ -10,10 +11,10 @@ import os
 import resource
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
+
+from helpers.project import ROOT
 
 SHAPES = {(14, 14, 192): True, (56, 56, 128): True, (96, 96, 64): True, (224, 224, 32): False}  # also the library's?
 KERNELS = {"EigenCAM": "get_2d_projection", "KPCA_CAM": "get_2d_projection_kernel"}  # the library's functions
@@ -36,12 +37,13 @@ def _peak():
 
 
 def measure(method, size, own):
-    """Return processor seconds (the least of up to five runs) and the first run's peak bytes above what was there."""
+    """Return the processor seconds of a map (median) and the first one's peak bytes above what was there."""
     import torch
     from pytorch_grad_cam.utils import svd_on_activations
 
     from helpers import cam_methods
     from helpers.cam_methods import orient, principal_map
+    from lab.cost import median_seconds
 
     if method == "EigenCAM" and own:
         def run(activations):
@@ -54,22 +56,17 @@ def measure(method, size, own):
         run = getattr(svd_on_activations, KERNELS[method])
     run(_activations(8, 8, 8))  # loads what is loaded on first use
     activations = _activations(*size)
-    before, seconds = _peak(), []
-    for _ in range(5):
-        start = time.process_time()
-        run(activations)
-        seconds.append(time.process_time() - start)
-        if len(seconds) == 1:
-            peak = _peak() - before
-        if sum(seconds) > 2:
-            break
-    return {"seconds": min(seconds), "bytes": peak}
+    # the peak of a process only rises: the first call alone can be seen in it
+    before = _peak()
+    run(activations)
+    peak = _peak() - before
+    return {"seconds": median_seconds(lambda: run(activations)), "bytes": peak}
 
 
 def _in_process(method, size, own):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).resolve()), "--measure", json.dumps([method, size, own])]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-m", "lab.bench_cam", "--measure", json.dumps([method, size, own])]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     return json.loads(output.splitlines()[-1])
 
 

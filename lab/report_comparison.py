@@ -25,9 +25,8 @@ from helpers.denoise import denoise
 from helpers.metrics import psnr
 from helpers.project import env_path, load_results
 from helpers.vit import open_vit
-from lab.bench import peak_memory
 from lab.cam_interventions import replace_tokens
-from lab.cost import cost_rows
+from lab.cost import cost_rows, peak_memory
 from lab.filters import FILTERS
 from lab.provenance import provenance, save_results
 from lab.report import DENOISERS, cached, content_key, measure_legibility, merged, numpy_picture, reader

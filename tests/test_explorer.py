@@ -10,8 +10,8 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from app import explorer as scenes
-from app.explorer import CamExplorer, encode_png, make_scene, models_here
+from app import explorer as module
+from app.explorer import CamExplorer, encode_png, models_here, noisy_image
 from helpers.cam import activation_map, overlay, threshold_cam
 from helpers.checkpoints import OtherViTError
 from helpers.data import Sample, open_dataset
@@ -51,7 +51,7 @@ def computed(monkeypatch):
         calls.append((layer, method))
         return activation_map(model, image, layer, method, *options)
 
-    monkeypatch.setattr(scenes, "activation_map", counted)
+    monkeypatch.setattr(module, "activation_map", counted)
     return calls
 
 
@@ -77,7 +77,7 @@ def all_parts(widget):
 
 
 def test_the_slider_changes_picture_and_line_and_computes_nothing(explorer, computed, monkeypatch):
-    monkeypatch.setattr(scenes, "crack_auc", None)  # nor any area under a curve
+    monkeypatch.setattr(module, "crack_auc", None)  # nor any area under a curve
     monkeypatch.setattr(plt, "figure", None)
     before = state(explorer)
     explorer.band.set_state({"value": [0.1, 0.95]})  # as the browser's message does
@@ -166,9 +166,9 @@ def test_a_second_method_stands_beside_the_first_under_the_same_slider(explorer)
 
 def test_noise_is_that_of_the_data_sets():
     as_fifty, as_fifteen = (open_dataset("test", photos=False, sigma=s, length=1)[0] for s in (50, 15))
-    assert torch.equal(make_scene(as_fifty, 15).noisy, as_fifteen.noisy)
-    assert make_scene(as_fifty, 50).noisy is as_fifty.noisy
-    assert torch.equal(make_scene(as_fifty, 0).noisy, as_fifty.clean)
+    assert torch.equal(noisy_image(as_fifty, 15).noisy, as_fifteen.noisy)
+    assert noisy_image(as_fifty, 50).noisy is as_fifty.noisy
+    assert torch.equal(noisy_image(as_fifty, 0).noisy, as_fifty.clean)
 
 
 def test_a_picture_without_a_mask_says_so(explorer):
@@ -179,7 +179,7 @@ def test_a_picture_without_a_mask_says_so(explorer):
 
 
 def test_memory_is_bounded(explorer):
-    assert explorer._map_of.cache_info().maxsize == 64 and explorer._scene_of.cache_info().maxsize == 16
+    assert explorer._map_of.cache_info().maxsize == 64 and explorer._image_of.cache_info().maxsize == 16
 
 
 # --- when something fails
@@ -188,7 +188,7 @@ def test_memory_is_bounded(explorer):
 def test_an_error_is_shown_in_words_and_the_last_picture_stays(explorer, monkeypatch):
     before = state(explorer)
     real, answers = activation_map, iter([ValueError("this <layer> gives no grid"), RuntimeError("out of memory")])
-    monkeypatch.setattr(scenes, "activation_map", lambda *_: (_ for _ in ()).throw(next(answers)))
+    monkeypatch.setattr(module, "activation_map", lambda *_: (_ for _ in ()).throw(next(answers)))
     explorer.layer.value = "encoder 1"
     assert words(explorer.message) == "this &lt;layer&gt; gives no grid (The last picture stays.)"
     explorer.method.value = "GradCAM"
@@ -196,7 +196,7 @@ def test_an_error_is_shown_in_words_and_the_last_picture_stays(explorer, monkeyp
     assert state(explorer) == before
     explorer.band.value = (0.1, 0.5)  # slides the map that is still shown
     assert state(explorer)[1][0] != before[1][0] and "EigenCAM, small, bottleneck" in explorer.line.value
-    monkeypatch.setattr(scenes, "activation_map", real)
+    monkeypatch.setattr(module, "activation_map", real)
     explorer.layer.value = "decoder 1"
     assert words(explorer.message) == "" and "GradCAM, small, decoder 1" in explorer.line.value
 
@@ -265,7 +265,7 @@ def test_models_here_takes_what_is_there(monkeypatch, tmp_path):
             raise OtherViTError("it was trained beside another ViT")
         return UNet(4)
     with monkeypatch.context() as patch:
-        patch.setattr(scenes, "load", beside_another)
+        patch.setattr(module, "load", beside_another)
         assert list(models_here()) == ["ViT", "U-Net"]
     monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no network to explore"):
