@@ -1,4 +1,14 @@
-"""Images of cracked surfaces with masks: drawn from a seed, or read from files and folders. Only numpy, no torch.
+"""Images of cracked surfaces with masks, synthetic or from files and folders. Numpy alone, no torch.
+
+Usable on its own as a crack generator; a folder of images with masks in a few lines:
+
+    from surfaces import KINDS, draw_surface
+    from surfaces.folders import write_folder
+
+    write_folder("synthetic", ((f"{kind}-{seed}", *draw_surface(kind, seed)) for kind in KINDS for seed in range(20)))
+
+Synthetic: `draw` (an image from a seed), on top of `materials`, `cracks` and `textures`. Files: `photos` (read and write
+one), `folders` (list and write many), `tiles` (cut them). To train on: `training_images`.
 
 >>> image, mask = draw_surface("asphalt", seed=0, size=64)
 >>> image.shape, mask.shape, sorted(KINDS)
