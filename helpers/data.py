@@ -18,22 +18,11 @@ from torch.utils.data import Dataset
 
 from helpers.noise import Sigma, add_noise, choose_sigma, noise_generator, sigma_range
 from helpers.project import data_dir, env_path
-from surfaces.draw import (
-    KINDS,
-    TEST_SEEDS,
-    TEXTURE_SEEDS,
-    TEXTURE_TILES,
-    TEXTURES,
-    VALID_SEEDS,
-    draw_cracked_texture,
-    draw_surface,
-    train_seed,
-)
+from surfaces.built_in import draw_built_in, list_drawings
 from surfaces.folders import SPLITS, list_photos
-from surfaces.tiles import TILE, Tile, list_tiles, read_tile
+from surfaces.tiles import Tile, list_tiles, read_tile
 from surfaces.training_images import Pool, drawn_sheets
 
-DRAWN = {"train": 2000, "valid": 64, "test": 96}  # images in the built-in splits
 TRAIN, CROPS = 1, 2  # first word of a noise seed, so that no two kinds of data set share their noise
 
 
@@ -153,26 +142,15 @@ class BuiltInImages(ImageDataset):
     """Synthetic surfaces of 224 x 224; test also has synthetic cracks on tiles of real textures (`photo-texture`)."""
 
     def __init__(self, split: str, sigma: Sigma = 50, seed: int = 0, length: int | None = None):
-        count = length or DRAWN[split] if split == "train" else DRAWN[split]
-        # a drawing is a kind and a seed: kinds take turns, seeds count up from where the split begins
-        first = {"train": train_seed(seed, count - 1) - count + 1, "valid": VALID_SEEDS, "test": TEST_SEEDS}[split]
-        drawings = [(KINDS[i % len(KINDS)], first + i) for i in range(count)]
-        if split == "test":
-            drawings += [(TEXTURES[i % len(TEXTURES)], TEXTURE_SEEDS + i) for i in range(TEXTURE_TILES)]
-        items = []
-        for kind, number in drawings:
-            name = f"{kind}-{number:06d}"
-            # every tile of a texture is of one photograph, and so of one group; every synthetic image is its own
-            items.append(Item(name, kind, kind, "photo-texture", True) if kind in TEXTURES
-                         else Item(name, name, name, kind, True))
+        drawings = list_drawings(split, seed, length)
+        items = [Item(drawing.name, drawing.photo, drawing.photo, drawing.source, True) for drawing in drawings]
         chosen = _choose(items, length, split)
         self.drawings = [drawings[i] for i in chosen]
         super().__init__([items[i] for i in chosen], split, sigma, seed)
 
     def clean(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw image `index`, (224, 224, 3) float32 in [0, 1], and its mask, (224, 224) bool."""
-        kind, seed = self.drawings[_position(index, len(self))]
-        return draw_cracked_texture(kind, seed) if kind in TEXTURES else draw_surface(kind, seed, size=TILE)
+        return draw_built_in(self.drawings[_position(index, len(self))])
 
 
 class PhotographTiles(ImageDataset):

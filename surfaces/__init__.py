@@ -5,10 +5,12 @@ Usable on its own as a crack generator; a folder of images with masks in a few l
     from surfaces import KINDS, draw_surface
     from surfaces.folders import write_folder
 
-    write_folder("synthetic", ((f"{kind}-{seed}", *draw_surface(kind, seed)) for kind in KINDS for seed in range(20)))
+    made = ((f"{kind}-{seed}", *draw_surface(kind, seed)) for kind in KINDS for seed in range(20))
+    write_folder("synthetic", made)
 
-Synthetic: `draw` (an image from a seed), on top of `materials`, `cracks` and `textures`. Files: `photos` (read and write
-one), `folders` (list and write many), `tiles` (cut them). To train on: `training_images`.
+Synthetic: `draw` (an image from a seed), on top of `materials`, `cracks` and `textures`. Files: `photos` (read and
+write one), `folders` (list and write many), `tiles` (cut them). Sets of both: `built_in` (which drawings are train,
+valid and test), `training_images` (what training crops are cut from).
 
 >>> image, mask = draw_surface("asphalt", seed=0, size=64)
 >>> image.shape, mask.shape, sorted(KINDS)

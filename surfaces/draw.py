@@ -1,7 +1,6 @@
-"""Draw a cracked surface and its mask from a seed: the built-in data, so that everything runs offline.
+"""Draw a cracked surface and its mask from a seed.
 
-    image, mask = draw_surface("asphalt", seed=0)        # all of it synthetic
-    image, mask = draw_cracked_texture("gravel", seed=0) # a synthetic crack on a photograph that scikit-image ships
+    image, mask = draw_surface("asphalt", seed=0)
 
 An image is made as a photograph is: a surface (stones, grain, pores; `surfaces.materials`), cracks and dark things
 (`surfaces.cracks`), light, and a camera that blurs and sharpens.
@@ -9,23 +8,17 @@ An image is made as a photograph is: a surface (stones, grain, pores; `surfaces.
 
 import cv2
 import numpy as np
-from skimage import data as skimage_data
-from skimage.color import gray2rgb
 
-from surfaces.cracks import draw_cracks, draw_distractors, put_crack_on
+from surfaces.cracks import draw_cracks, draw_distractors
 from surfaces.materials import MATERIALS
 from surfaces.textures import cast_light, log_uniform, own_stream, polygon_stones, smooth_noise
-from surfaces.tiles import TILE
 
 KINDS = tuple(MATERIALS)
 SMALLEST, LARGEST = 32, 1024  # sides of a drawing in pixels
 WITHOUT_CRACKS = 0.2  # fraction of the images
-TEXTURES, TEXTURE_TILES = ("gravel", "brick"), 24  # scikit-image's photographs in the built-in test set
-# Where the seeds of the built-in images begin; train takes a block of its own for every seed, above the fixed ones.
-TEST_SEEDS, VALID_SEEDS, TEXTURE_SEEDS, TRAIN_SEEDS, BLOCK = 0, 100_000, 200_000, 10_000_000, 10_000_000
 
 
-def draw_surface(kind: str, seed: int, size: int = TILE) -> tuple[np.ndarray, np.ndarray]:
+def draw_surface(kind: str, seed: int, size: int = 224) -> tuple[np.ndarray, np.ndarray]:
     """Draw one surface and the mask of its cracks.
 
     Args:
@@ -75,49 +68,6 @@ def check_drawing(kind: str, size: int) -> None:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     if not SMALLEST <= size <= LARGEST:
         raise ValueError(f"size must be from {SMALLEST} to {LARGEST} pixels, got {size}")
-
-
-def draw_cracked_texture(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Put a synthetic crack on a tile of a real texture, one of scikit-image's photographs.
-
-    Of each photograph there are 12 overlapping tiles, in 3 rows and 4 columns; seeds go through them in turn.
-
-    Args:
-        kind: one of `TEXTURES`.
-        seed: whole number of at least 0: which tile, and which crack.
-
-    Returns:
-        image (224, 224, 3) float32 in [0, 1], grey; mask (224, 224) bool, True on the crack (there always is one).
-
-    Raises:
-        ValueError: for an unknown kind.
-
-    >>> image, mask = draw_cracked_texture("gravel", seed=0)
-    >>> image.shape, bool(mask.any())
-    ((224, 224, 3), True)
-    """
-    if kind not in TEXTURES:
-        raise ValueError(f"kind must be one of {', '.join(TEXTURES)}; got {kind!r}")
-    photo = gray2rgb(getattr(skimage_data, kind)())  # (512, 512, 3) uint8
-    place = (seed - TEXTURE_SEEDS) // len(TEXTURES) % 12
-    y, x = place // 4 * (photo.shape[0] - TILE) // 2, place % 4 * (photo.shape[1] - TILE) // 3
-    return put_crack_on(photo[y:y + TILE, x:x + TILE].astype(np.float32) / 255, seed)
-
-
-def train_seed(seed: int, index: int, sheet: bool = False) -> int:
-    """Return the seed of built-in train image `index`: never one of valid, test, another `seed` or a sheet.
-
-    Args:
-        seed: of the data set.
-        index: of the image in it.
-        sheet: for the sheets of `surfaces.training_images.drawn_sheets`, which share no image with a data set.
-
-    Raises:
-        ValueError: a negative seed, or an index outside a block of five million.
-    """
-    if seed < 0 or not 0 <= index < BLOCK // 2:
-        raise ValueError(f"wanted a seed of at least 0 and an index below {BLOCK // 2}, got {seed} and {index}")
-    return TRAIN_SEEDS + seed * BLOCK + index + sheet * BLOCK // 2
 
 
 def _open_cracks(rng, size, light, grain):

@@ -23,7 +23,8 @@ import sklearn
 from matplotlib import cbook
 
 from surfaces import cracks, draw, materials, textures
-from surfaces.draw import KINDS, train_seed
+from surfaces.built_in import train_seed
+from surfaces.draw import KINDS
 from surfaces.files import atomic_path
 from surfaces.folders import Photo, list_photos
 from surfaces.photos import read_photo_uint8, to_uint8

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from helpers.data import Crops, ImageDataset, Sample, open_dataset, renoised
 from helpers.noise import add_noise, choose_sigma
-from surfaces import draw as surfaces
+from surfaces import built_in
+from surfaces.draw import KINDS, draw_surface
 from surfaces.training_images import photo_pool
 
 
@@ -96,22 +97,22 @@ def test_built_in_splits():
     assert (len(train), len(valid), len(test)) == (2000, 64, 120)
     names = [item.name for dataset in (train, valid, test) for item in dataset.items]
     assert len(set(names)) == len(names)
-    assert {item.source for item in valid.items} == set(surfaces.KINDS)
+    assert {item.source for item in valid.items} == set(KINDS)
     textures = [item for item in test.items if item.source == "photo-texture"]
     assert len(textures) == 24 and {item.group for item in textures} == {"gravel", "brick"}
     assert not any("grass" in item.name for item in test.items)
 
 
 def test_seeds_of_splits_and_sheets_never_meet():
-    most = surfaces.BLOCK // 2 - 1
-    starts = [surfaces.TEST_SEEDS, surfaces.VALID_SEEDS, surfaces.TEXTURE_SEEDS, surfaces.train_seed(0, 0)]
+    most = built_in.BLOCK // 2 - 1
+    starts = [built_in.TEST_SEEDS, built_in.VALID_SEEDS, built_in.TEXTURE_SEEDS, built_in.train_seed(0, 0)]
     assert all(after - before >= 1000 for before, after in zip(starts, starts[1:], strict=False))
     # each seed has a block: first its pictures, then its sheets, then the next seed's pictures
-    assert surfaces.train_seed(0, most) < surfaces.train_seed(0, 0, sheet=True)
-    assert surfaces.train_seed(0, most, sheet=True) < surfaces.train_seed(1, 0)
+    assert built_in.train_seed(0, most) < built_in.train_seed(0, 0, sheet=True)
+    assert built_in.train_seed(0, most, sheet=True) < built_in.train_seed(1, 0)
     for seed, index in ((-1, 0), (0, most + 1), (0, -1)):
         with pytest.raises(ValueError, match="seed of at least 0 and an index below"):
-            surfaces.train_seed(seed, index)
+            built_in.train_seed(seed, index)
 
 
 def test_a_built_in_sample():
@@ -128,7 +129,7 @@ def test_a_built_in_sample():
     assert 15 < 255 * residual(sample).std() < 26
     image, mask = dataset.clean(1)
     kind, seed = sample.name.split("-")
-    drawn, drawn_mask = surfaces.draw_surface(kind, int(seed))
+    drawn, drawn_mask = draw_surface(kind, int(seed))
     np.testing.assert_array_equal(image, drawn)
     np.testing.assert_array_equal(mask, drawn_mask)
     np.testing.assert_array_equal(sample.clean.permute(1, 2, 0).numpy(), image)
@@ -245,9 +246,9 @@ def test_photographs_are_cut_into_tiles_of_one_split(folder):
 def test_photographs_come_from_the_environment(folder, monkeypatch):
     monkeypatch.setenv("CRACK_PHOTOS", str(folder))
     assert open_dataset("train").items[0].source == "walls"
-    assert open_dataset("test", photos=False).items[0].source == surfaces.KINDS[0]
+    assert open_dataset("test", photos=False).items[0].source == KINDS[0]
     monkeypatch.setenv("CRACK_PHOTOS", "")
-    assert open_dataset("test").items[0].source == surfaces.KINDS[0]
+    assert open_dataset("test").items[0].source == KINDS[0]
     monkeypatch.setenv("CRACK_PHOTOS", str(folder / "nowhere"))
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         open_dataset("test")

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from helpers.project import ROOT
 from lab.surface_stats import STATISTICS, picture_statistics, spectrum_slope, surface_statistics
+from surfaces.built_in import TEXTURE_SEEDS, TEXTURES, draw_cracked_texture
 from surfaces.cracks import DISTRACTORS, LEAST_CRACK, draw_cracks, draw_distractors, draw_line, put_crack_on, wander
-from surfaces.draw import KINDS, TEXTURE_SEEDS, TEXTURES, draw_cracked_texture, draw_surface
+from surfaces.draw import KINDS, draw_surface
 from surfaces.textures import cast_light, cell_stones, displace, noise, polygon_stones, smooth_noise
 
 LUMA = np.float32([0.299, 0.587, 0.114])
@@ -234,7 +235,7 @@ class Nobody:  # nothing but `surfaces` is there, although the whole project may
 sys.meta_path.insert(0, Nobody())
 import surfaces
 from surfaces import KINDS, draw_surface
-from surfaces import cracks, draw, files, folders, materials, photos, textures, tiles, training_images
+from surfaces import built_in, cracks, draw, files, folders, materials, photos, textures, tiles, training_images
 made = ((f"{kind}-{seed}", *draw_surface(kind, seed, size=48)) for kind in KINDS for seed in range(3))
 assert folders.write_folder("synthetic", made) == 15
 found = folders.list_photos("synthetic", "train")
