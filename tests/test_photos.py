@@ -169,7 +169,7 @@ def test_deep_colour_and_its_mask_are_turned_by_exif(tmp_path, orientation, chan
     with_exif(tmp_path / "a.png", orientation)
     for read, expected in ((read_photo, plain), (read_mask, plain_mask)):
         turned = read(tmp_path / "a.png")
-        # the standard's table in other words: where row 0 is at the bottom or right, and column 0 at the right or bottom
+        # the standard's rule in other words: where row 0 is at the bottom or right, and column 0 at the right or bottom
         upright = turned.swapaxes(0, 1) if orientation >= 5 else turned
         upright = upright[::-1] if orientation in (3, 4, 6, 7) else upright
         upright = upright[:, ::-1] if orientation in (2, 3, 7, 8) else upright
