@@ -44,7 +44,7 @@ def as_image(image: Image, clip: bool = False) -> NDArray[np.float32]:
     # bytes are refused rather than scaled: 0..255 taken for 0..1 would give figures that look plausible
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"an image must be floating point in [0, 1], got {array.dtype}")
-    array = np.ascontiguousarray(array, np.float32)
+    array = np.ascontiguousarray(array, np.float32)  # rows in one piece, as OpenCV wants them
     low, high = float(array.min()), float(array.max())
     if not np.isfinite([low, high]).all():  # min and max of an array with NaN are NaN
         bad = np.count_nonzero(~np.isfinite(array))
@@ -134,7 +134,7 @@ def ssim(denoised: Image, clean: Image) -> float:
 def high_pass(image: NDArray[np.floating]) -> NDArray[np.float32]:
     """HP: an image (H, W, 3) minus its Gaussian blur of sigma 1 pixel (reflected borders): its fine detail."""
     image = np.asarray(image, np.float32)
-    return image - cv2.GaussianBlur(image, (9, 9), 1, borderType=cv2.BORDER_REFLECT)
+    return image - cv2.GaussianBlur(image, (9, 9), 1, borderType=cv2.BORDER_REFLECT)  # a window of 4 sigma each way
 
 
 class Aligned(NamedTuple):
@@ -176,6 +176,7 @@ def coherence(denoised: Image, clean: Image) -> float:
     >>> round(coherence(faint, clean), 3), round(aligned_sharpness(faint, clean).ratio, 3)
     (1.0, 0.1)
     """
+    # all pixels and channels as one long vector
     denoised, clean = (high_pass(image).astype(np.float64) for image in image_pair(denoised, clean))
     lengths = np.linalg.norm(denoised) * np.linalg.norm(clean)
     return float(np.vdot(denoised, clean) / lengths) if lengths else float("nan")
@@ -212,7 +213,7 @@ def auc_and_ap(raw: Map, mask: Mask) -> tuple[float, float]:
     values = resize_map(raw, mask.shape)
     ground, crack = np.sort(values[~mask]), np.sort(values[mask])
     if not len(ground) or not len(crack):
-        return float("nan"), float("nan")
+        return float("nan"), float("nan")  # there is no pair of a crack pixel and another
     # for each crack pixel: how many of the ground lie strictly below it, and how many at most as high
     below, up_to = (np.searchsorted(ground, crack, side) for side in ("left", "right"))
     # AUC: the share of pairs in which the crack pixel is higher; a tie counts as half a pair

@@ -22,7 +22,7 @@ from surfaces.files import atomic_path
 if TYPE_CHECKING:
     import pandas
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent  # the clone, of an editable install
 
 
 def env_path(name: str) -> Path | None:
@@ -61,7 +61,7 @@ def pick_device() -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without that device
         raise ValueError(f"DENOISE_DEVICE must name a device of this machine (cpu, mps, cuda, cuda:1), "
                          f"got {name!r}: {error}") from error
     return device
@@ -77,7 +77,7 @@ def live_seconds(default: float = 60) -> float:
     try:
         seconds = float(value)
     except ValueError:
-        seconds = -1.0
+        seconds = -1.0  # no number: refused with those that make no sense
     if not 0 < seconds < float("inf"):
         raise ValueError(f"LIVE_SECONDS must be a positive number of seconds, got {value!r}")
     return seconds
@@ -86,8 +86,8 @@ def live_seconds(default: float = 60) -> float:
 def set_seed(seed: int) -> None:
     """Seed Python's, numpy's and torch's global generators."""
     random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    np.random.seed(seed)  # what scikit-learn and scikit-image draw from
+    torch.manual_seed(seed)  # weights and batches, on all devices
 
 
 def versions(*packages: str) -> str:
@@ -116,7 +116,7 @@ def plain(value: Any) -> Any:
         return plain(value.tolist())
     if isinstance(value, (float, np.floating)):
         return float(value) if np.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
+    return value.item() if isinstance(value, np.generic) else value  # np.int64 and np.bool_, which json refuses
 
 
 def load_results(name: str) -> Any:
