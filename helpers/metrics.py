@@ -57,11 +57,7 @@ def as_image(image: Image, clip: bool = False) -> NDArray[np.float32]:
 
 
 def image_pair(denoised: Image, clean: Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return output, clipped to [0, 1], and clean image as numpy (H, W, 3) float32.
-
-    Raises:
-        ValueError: either is no image (see `as_image`), or their shapes differ.
-    """
+    """Return output, clipped to [0, 1], and clean image as `as_image` does; ValueError where their shapes differ."""
     denoised, clean = as_image(denoised, clip=True), as_image(clean)
     if denoised.shape != clean.shape:
         raise ValueError(f"output and clean image must have one shape, got {denoised.shape} and {clean.shape}")
@@ -69,11 +65,7 @@ def image_pair(denoised: Image, clean: Image) -> tuple[NDArray[np.float32], NDAr
 
 
 def as_mask(mask: Mask) -> NDArray[np.bool_]:
-    """Return a crack mask (H, W) bool as numpy.
-
-    Raises:
-        ValueError: another type or shape.
-    """
+    """Return a crack mask (H, W) bool as numpy; ValueError for another type or shape."""
     mask = as_numpy(mask)
     if mask.dtype != bool or mask.ndim != 2:  # a mask of 0 and 255 would pass for one of 0 and 1
         raise ValueError(f"a mask must be bool (H, W), got {mask.dtype} {mask.shape}")
@@ -81,11 +73,7 @@ def as_mask(mask: Mask) -> NDArray[np.bool_]:
 
 
 def as_map(raw: Map) -> NDArray[np.float32]:
-    """Return a map (h, w) as numpy float32.
-
-    Raises:
-        ValueError: no numbers, another shape, NaN or infinity.
-    """
+    """Return a map (h, w) as numpy float32; ValueError for no numbers, another shape, NaN or infinity."""
     raw = as_numpy(raw)
     if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.number):
         raise ValueError(f"a map must be numbers (h, w), got {raw.dtype} {raw.shape}")
@@ -271,7 +259,7 @@ def band_scores(kept: Mask, mask: Mask | None = None) -> dict[str, float]:
 
 
 def grey(image: NDArray[np.floating] | torch.Tensor) -> NDArray[np.float32]:
-    """The mean of the channels of an image (H, W, 3), (H, W): of all weightings the one with least noise left."""
+    """The mean of an image's channels, (H, W, 3) to (H, W): of all weightings the one with least noise left."""
     image = as_numpy(image)
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"an image must be (H, W, 3), got {image.shape}")
