@@ -85,7 +85,7 @@ def neighbour_differences(images: Tensor) -> Iterator[tuple[tuple[int, int], Ten
     """Yield (down, right) and neighbour minus pixel (B, C, H - down, W - |right|) of images (B, C, H, W)."""
     for down, right in NEIGHBOURS:
         rows, columns, left = images.shape[-2] - down, images.shape[-1] - abs(right), max(-right, 0)
-        if rows > 0 and columns > 0:
+        if rows > 0 and columns > 0:  # a row of pixels has neighbours on its right only
             there = images[..., down:, left + right:left + right + columns]
             yield (down, right), there - images[..., :rows, left:left + columns]
 
@@ -98,8 +98,8 @@ def window_scores(images: Tensor, window: int = 32, step: int | None = None) -> 
     """
     height, width = (min(window, side) for side in images.shape[-2:])
     if height * width == 1:
-        return images.mean(1) * 0
-    total = 0
+        return images.mean(1) * 0  # 0 with a gradient of 0, as a loss must have
+    total = 0  # a sum of sums: the directions have different numbers of pairs
     # The difference maps of the whole image are summed over each window's pairs: no window is ever copied.
     for (down, right), difference in neighbour_differences(images):
         strength, extent = difference.abs().mean(1), (height - down, width - abs(right))  # (B, H - down, W - |right|)
@@ -170,13 +170,13 @@ class FrequencyLoss(Term):
     def weights(self, height: int, width: int, device: torch.device | None = None) -> Tensor:
         """Return the weights (H, W // 2 + 1) of the half of the spectrum that rfft2 gives, made anew for each size."""
         rows = torch.fft.fftfreq(height, device=device)[:, None]
-        columns = torch.fft.rfftfreq(width, device=device)[None]
+        columns = torch.fft.rfftfreq(width, device=device)[None]  # the other half mirrors this one
         distance = torch.hypot(rows, columns)
         return 1 + self.high_freq_weight * distance / distance.max().clamp(min=1e-12)  # one pixel: d = d_max = 0
 
     def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
         height, width = denoised.shape[-2:]
-        norm = "backward" if self.original else "ortho"
+        norm = "backward" if self.original else "ortho"  # "ortho" coefficients are as large as pixels, at any size
         if self.phase:
             difference = torch.fft.rfft2(denoised - clean, norm=norm).abs()  # (B, C, H, W // 2 + 1)
         else:
@@ -219,7 +219,7 @@ class WaveletLoss(Term):
     def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
         levels = min(self.levels, max(1, pywt.dwt_max_level(min(denoised.shape[-2:]), self.wavelet)))
         error = (denoised - clean).flatten(0, 1)  # (B * C, H, W); the transform is linear
-        _, *details = ptwt.wavedec2(error, self.wavelet, mode="symmetric", level=levels)
+        _, *details = ptwt.wavedec2(error, self.wavelet, mode="symmetric", level=levels)  # without the coarse rest
         details = [torch.stack(bands).abs() for bands in reversed(details)]  # (3, B * C, h, w), the finest first
         total = max(sum(self.level_weights[:levels]), 1e-12)
         parts = [bands.sum() / (1000 * len(error)) if self.original else bands.mean() / total for bands in details]
@@ -265,23 +265,23 @@ class BatchAttention(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         features, = layer_features(self.model, images, [self.layer]).values()
-        maps = IN_A_LOSS[self.method](features, self.sign).clamp_min(0)  # (B, h, w)
+        maps = IN_A_LOSS[self.method](features, self.sign).clamp_min(0)  # (B, h, w), cut as the library does
         maps = maps - maps.amin((-2, -1), keepdim=True)
-        return maps / maps.amax((-2, -1), keepdim=True).clamp_min(1e-12)
+        return maps / maps.amax((-2, -1), keepdim=True).clamp_min(1e-12)  # a map without contrast stays 0
 
 
 def local_contrast(images: Tensor, window: int = 17) -> Tensor:
     """Return each image's local contrast (B, H, W), [0, 1]: standard deviation of grey in a window, largest = 1."""
     grey = images.mean(1, keepdim=True)
     grey = grey - grey.mean((-2, -1), keepdim=True)  # small numbers: their squares lose less
-    options = dict(kernel_size=window, stride=1, padding=window // 2, count_include_pad=False)
+    options = dict(kernel_size=window, stride=1, padding=window // 2, count_include_pad=False)  # no dark frame
     contrast = (avg_pool2d(grey**2, **options) - avg_pool2d(grey, **options) ** 2).clamp(min=0).sqrt()[:, 0]
     return contrast / contrast.amax((-2, -1), keepdim=True).clamp(min=1e-6)
 
 
 def smooth_noise(images: Tensor, seed: int, patch: int = 16) -> Tensor:
     """Return random smooth maps (B, H, W); an image always gets the same one, so that a resumed run repeats itself."""
-    grid = [math.ceil(side / patch) + 1 for side in images.shape[-2:]]
+    grid = [math.ceil(side / patch) + 1 for side in images.shape[-2:]]  # as coarse as the grid of a ViT's patches
     totals = images.double().sum((1, 2, 3)).tolist()  # an image has no name here: its values stand for it
     generators = [torch.Generator().manual_seed(hash((seed, total)) % 2**63) for total in totals]
     noise = torch.stack([torch.randn(1, *grid, generator=generator) for generator in generators]).to(images)
@@ -320,7 +320,7 @@ class CamWeightedLoss(Term):
         if control not in self.CONTROLS:
             raise ValueError(f"control must be one of {self.CONTROLS}, got {control!r}")
         self.lower, self.upper, self.strength, self.control, self.seed = lower, upper, strength, control, seed
-        self.attention = attention or BatchAttention(vit, layer, method)
+        self.attention = attention or BatchAttention(vit, layer, method)  # a part of the loss: `.to` moves it along
 
     @torch.no_grad()
     def maps(self, clean: Tensor) -> Tensor:
@@ -391,10 +391,10 @@ class CombinedLoss(nn.Module):
         if not all(0 <= weight <= 1 for weight in weights.values()) or sum(weights.values()) > 1 + 1e-9:
             raise ValueError(f"weights must lie in [0, 1] and sum to at most 1 (MSE takes the rest), got {weights}")
         self.terms = nn.ModuleDict({"mse": SquaredError(), **{name: term for name, (term, _) in terms.items()}})
-        self.weights = {"mse": max(0.0, 1 - sum(weights.values())), **weights}
+        self.weights = {"mse": max(0.0, 1 - sum(weights.values())), **weights}  # a sum of floats may be 1 + 1e-16
         self.parts = {}
 
     def forward(self, denoised: Tensor, clean: Tensor, **context: Any) -> Tensor:
         values = {name: term(denoised, clean, **context) for name, term in self.terms.items()}
-        self.parts = {name: value.detach() for name, value in values.items()}
+        self.parts = {name: value.detach() for name, value in values.items()}  # kept values must not keep the graph
         return sum(self.weights[name] * value for name, value in values.items())

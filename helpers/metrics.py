@@ -44,7 +44,7 @@ def as_image(image: Image, clip: bool = False) -> NDArray[np.float32]:
     # bytes are refused rather than scaled: 0..255 taken for 0..1 would give figures that look plausible
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"an image must be floating point in [0, 1], got {array.dtype}")
-    array = np.ascontiguousarray(array, np.float32)
+    array = np.ascontiguousarray(array, np.float32)  # rows in one piece, as OpenCV wants them
     low, high = float(array.min()), float(array.max())
     if not np.isfinite([low, high]).all():  # min and max of an array with NaN are NaN
         bad = np.count_nonzero(~np.isfinite(array))
@@ -57,11 +57,7 @@ def as_image(image: Image, clip: bool = False) -> NDArray[np.float32]:
 
 
 def image_pair(denoised: Image, clean: Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return output, clipped to [0, 1], and clean image as numpy (H, W, 3) float32.
-
-    Raises:
-        ValueError: either is no image (see `as_image`), or their shapes differ.
-    """
+    """Return output, clipped to [0, 1], and clean image as `as_image` does; ValueError where their shapes differ."""
     denoised, clean = as_image(denoised, clip=True), as_image(clean)
     if denoised.shape != clean.shape:
         raise ValueError(f"output and clean image must have one shape, got {denoised.shape} and {clean.shape}")
@@ -69,11 +65,7 @@ def image_pair(denoised: Image, clean: Image) -> tuple[NDArray[np.float32], NDAr
 
 
 def as_mask(mask: Mask) -> NDArray[np.bool_]:
-    """Return a crack mask (H, W) bool as numpy.
-
-    Raises:
-        ValueError: another type or shape.
-    """
+    """Return a crack mask (H, W) bool as numpy; ValueError for another type or shape."""
     mask = as_numpy(mask)
     if mask.dtype != bool or mask.ndim != 2:  # a mask of 0 and 255 would pass for one of 0 and 1
         raise ValueError(f"a mask must be bool (H, W), got {mask.dtype} {mask.shape}")
@@ -81,11 +73,7 @@ def as_mask(mask: Mask) -> NDArray[np.bool_]:
 
 
 def as_map(raw: Map) -> NDArray[np.float32]:
-    """Return a map (h, w) as numpy float32.
-
-    Raises:
-        ValueError: no numbers, another shape, NaN or infinity.
-    """
+    """Return a map (h, w) as numpy float32; ValueError for no numbers, another shape, NaN or infinity."""
     raw = as_numpy(raw)
     if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.number):
         raise ValueError(f"a map must be numbers (h, w), got {raw.dtype} {raw.shape}")
@@ -134,7 +122,7 @@ def ssim(denoised: Image, clean: Image) -> float:
 def high_pass(image: NDArray[np.floating]) -> NDArray[np.float32]:
     """HP: an image (H, W, 3) minus its Gaussian blur of sigma 1 pixel (reflected borders): its fine detail."""
     image = np.asarray(image, np.float32)
-    return image - cv2.GaussianBlur(image, (9, 9), 1, borderType=cv2.BORDER_REFLECT)
+    return image - cv2.GaussianBlur(image, (9, 9), 1, borderType=cv2.BORDER_REFLECT)  # a window of 4 sigma each way
 
 
 class Aligned(NamedTuple):
@@ -176,6 +164,7 @@ def coherence(denoised: Image, clean: Image) -> float:
     >>> round(coherence(faint, clean), 3), round(aligned_sharpness(faint, clean).ratio, 3)
     (1.0, 0.1)
     """
+    # all pixels and channels as one long vector
     denoised, clean = (high_pass(image).astype(np.float64) for image in image_pair(denoised, clean))
     lengths = np.linalg.norm(denoised) * np.linalg.norm(clean)
     return float(np.vdot(denoised, clean) / lengths) if lengths else float("nan")
@@ -212,7 +201,7 @@ def auc_and_ap(raw: Map, mask: Mask) -> tuple[float, float]:
     values = resize_map(raw, mask.shape)
     ground, crack = np.sort(values[~mask]), np.sort(values[mask])
     if not len(ground) or not len(crack):
-        return float("nan"), float("nan")
+        return float("nan"), float("nan")  # there is no pair of a crack pixel and another
     # for each crack pixel: how many of the ground lie strictly below it, and how many at most as high
     below, up_to = (np.searchsorted(ground, crack, side) for side in ("left", "right"))
     # AUC: the share of pairs in which the crack pixel is higher; a tie counts as half a pair
@@ -270,7 +259,7 @@ def band_scores(kept: Mask, mask: Mask | None = None) -> dict[str, float]:
 
 
 def grey(image: NDArray[np.floating] | torch.Tensor) -> NDArray[np.float32]:
-    """The mean of the channels of an image (H, W, 3), (H, W): of all weightings the one with least noise left."""
+    """The mean of an image's channels, (H, W, 3) to (H, W): of all weightings the one with least noise left."""
     image = as_numpy(image)
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"an image must be (H, W, 3), got {image.shape}")

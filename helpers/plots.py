@@ -59,7 +59,7 @@ def described(figure: Figure) -> str:
     'loss over step: U-Net'
     >>> plt.close(figure)
     """
-    found = [figure.get_suptitle()]
+    found = [figure.get_suptitle()]  # in the order in which an eye meets them
     for axis in figure.axes:
         over = " over ".join(label for label in (axis.get_ylabel(), axis.get_xlabel()) if label)
         legend = axis.get_legend()
@@ -81,7 +81,7 @@ def crack_inset(mask: np.ndarray, side: int = 56) -> Inset:
     height, width = mask.shape
     side = min(side, height, width)
     if not mask.any():
-        return (height - side) // 2, (width - side) // 2, side
+        return (height - side) // 2, (width - side) // 2, side  # something must be enlarged
     # sums over all windows at once, from the four corners of each in the integral image
     area = np.pad(np.cumsum(np.cumsum(mask, 0), 1), ((1, 0), (1, 0)))  # (H + 1, W + 1)
     sums = area[side:, side:] - area[:-side, side:] - area[side:, :-side] + area[:-side, :-side]
@@ -104,7 +104,7 @@ def show_images(images: Sequence[Image], titles: Sequence[str] | None = None, co
         suptitle: title of the whole figure.
     """
     columns = columns or len(images)
-    rows = -(-len(images) // columns)
+    rows = -(-len(images) // columns)  # rounded up
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.35) * rows), squeeze=False,
                                 layout="constrained")
     for axis in axes.flat:  # also of those places in the last row that stay empty
@@ -183,7 +183,7 @@ def show_table(frame: pandas.DataFrame | pandas.Series, digits: int = 2, best: s
     frame = frame.to_frame() if frame.ndim == 1 else frame
     if frame.index.nlevels > 1 or frame.index.name or frame.index.dtype.kind not in "iu":
         frame = frame.reset_index(names=None if any(frame.index.names) else "")
-    columns = []
+    columns = []  # of finished cells: the heading, the line below it, the values
     for name, values in frame.items():
         numbers = [value for value in values if isinstance(value, (float, int, np.number)) and value == value]
         wanted = {"max": max, "min": min}[best](numbers) if best and numbers else None
@@ -194,6 +194,7 @@ def show_table(frame: pandas.DataFrame | pandas.Series, digits: int = 2, best: s
             text = f"{round(value, digits) + 0.0:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
             cells.append("–" if missing else f"**{text}**" if value == wanted else text)
         columns.append(cells)
+    # a bar in a name would end its cell
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in zip(*columns, strict=True)]
     return Markdown("\n".join(f"| {line} |" for line in lines))
 
@@ -214,7 +215,7 @@ def show_scores(scores: pandas.DataFrame, label: str = "PSNR in dB", title: str 
     scores = scores.astype(float).sort_values("mean", kind="stable", na_position="first")
     if axis is None:
         _, axis = plt.subplots(figsize=(7.5, 0.32 * len(scores) + 1.1), layout="constrained")
-    positions = np.arange(len(scores))
+    positions = np.arange(len(scores))  # from below, so that the best stands on top
     axis.barh(positions, scores["mean"], color="#DDDDDD", label="mean of sources", height=0.7)
     # sources apart: a mean alone would hide a method that is good on one kind of surface only
     for colour, marker, source in zip(COLOURS, "os^Dvp*X", scores.columns.drop("mean"), strict=False):
@@ -264,15 +265,6 @@ def pivot(rows: Iterable[Mapping[str, Any]], figure: str = "psnr", sigma: float 
     return sorted(methods.values(), key=lambda line: -np.inf if line["mean"] is None else line["mean"])
 
 
-def show_results(rows: Iterable[Mapping[str, Any]], figure: str = "psnr", sigma: float = 50, label: str = "PSNR in dB",
-                 title: str | None = None, axis: Axes | None = None) -> Axes:
-    """Show `figure` of every method of a JSON results file's "rows" as `show_scores` does."""
-    import pandas
-
-    scores = pandas.DataFrame(pivot(rows, figure, sigma)).set_index("method")
-    return show_scores(scores, label, title or f"σ = {sigma}/255", axis)
-
-
 def show_history(history: Sequence[Mapping[str, float]], figure: str = "psnr", label: str = "PSNR on validation in dB",
                  axis: Axes | None = None) -> Axes:
     """Show a training's history (of `fit`): `figure` against seconds, the training loss in grey on its own axis."""
@@ -298,10 +290,10 @@ def in_words(difference: float, low: float | None, high: float | None, covered: 
     >>> in_words(1, None, None)
     '+1.00 (no interval)'
     """
-    text = f"{difference:+.{digits}f}{unit}"
+    text = f"{difference:+.{digits}f}{unit}"  # a sign always: it says which of the two is ahead
     if low is None or np.isnan(low):
         return f"{text} (no interval)"
     span = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
-    if covered is None or np.isclose(covered, difference, rtol=1e-6):
+    if covered is None or np.isclose(covered, difference, rtol=1e-6):  # the interval is about all sources
         return f"{text} {span}"
     return f"{text} (sources with an interval: {covered:+.{digits}f}{unit} {span})"

@@ -1,4 +1,9 @@
-"""Where things are, which device to use, how files are written: what every module needs and no notebook explains."""
+"""Where things are, which device to use, results as tables: what every module needs and no notebook explains.
+
+    data_dir() / "checkpoints"       # the clone's, or the folder in DENOISE_DATA
+    model.to(pick_device())          # the best there is, or the one in DENOISE_DEVICE
+    results("photos")                # a table of data/results/ as a DataFrame
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import os
 import random
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,20 +22,20 @@ from surfaces.files import atomic_path
 if TYPE_CHECKING:
     import pandas
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent  # the clone, of an editable install
 
 
-def env_path(name):
+def env_path(name: str) -> Path | None:
     """Return the folder or file that environment variable `name` holds, or None where it is unset or empty.
 
     Relative paths are taken from the current folder; the Makefile makes them absolute first, so that a path typed
     beside ``make`` means what it says although notebooks run in ``notebooks/``.
     """
-    value = os.environ.get(name, "").strip()
+    value = os.environ.get(name, "").strip()  # NAME= in a shell means "without", not "the current folder"
     return Path(value).expanduser().resolve() if value else None
 
 
-def data_dir():
+def data_dir() -> Path:
     """Return the project's ``data/`` folder: `DENOISE_DATA`, or the one beside the package (editable install).
 
     Raises:
@@ -43,7 +48,7 @@ def data_dir():
     return folder
 
 
-def pick_device():
+def pick_device() -> torch.device:
     """Return the torch device to work on: `DENOISE_DEVICE` where it is set, else cuda, else mps, else cpu.
 
     Raises:
@@ -52,47 +57,57 @@ def pick_device():
     name = os.environ.get("DENOISE_DEVICE", "").strip()
     if not name:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    # torch takes any index as a name; only memory on the device shows that it is there
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without that device
         raise ValueError(f"DENOISE_DEVICE must name a device of this machine (cpu, mps, cuda, cuda:1), "
                          f"got {name!r}: {error}") from error
     return device
 
 
-def live_seconds(default=60):
-    """Return how many seconds a notebook's live training may take: `LIVE_SECONDS`, or `default` for a reader."""
+def live_seconds(default: float = 60) -> float:
+    """Return how many seconds a notebook's live training may take: `LIVE_SECONDS`, or `default` for a reader.
+
+    Raises:
+        ValueError: `LIVE_SECONDS` is no positive number.
+    """
     value = os.environ.get("LIVE_SECONDS", "").strip() or str(default)
     try:
         seconds = float(value)
     except ValueError:
-        seconds = -1.0
+        seconds = -1.0  # no number: refused with those that make no sense
     if not 0 < seconds < float("inf"):
         raise ValueError(f"LIVE_SECONDS must be a positive number of seconds, got {value!r}")
     return seconds
 
 
-def set_seed(seed):
+def set_seed(seed: int) -> None:
     """Seed Python's, numpy's and torch's global generators."""
     random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    np.random.seed(seed)  # what scikit-learn and scikit-image draw from
+    torch.manual_seed(seed)  # weights and batches, on all devices
 
 
-def versions(*packages):
+def versions(*packages: str) -> str:
     """Return "name version" of the given packages in one line, for the first cell of a notebook."""
     return ", ".join(f"{name} {version(name)}" for name in packages)
 
 
-def write_json(path, content, indent=1):
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write `content` as JSON to `path` through `atomic_path`; NaN becomes null, as strict readers want."""
     text = json.dumps(plain(content), indent=indent, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def plain(value):
+def plain(value: Any) -> Any:
+    """Return dicts, lists, arrays and numbers as JSON has them: numpy's as Python's, NaN and infinity as None.
+
+    >>> plain({"psnr": np.float32(26.25), 50: (np.nan, np.arange(2))})
+    {'psnr': 26.25, '50': [None, [0, 1]]}
+    """
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -101,10 +116,10 @@ def plain(value):
         return plain(value.tolist())
     if isinstance(value, (float, np.floating)):
         return float(value) if np.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
+    return value.item() if isinstance(value, np.generic) else value  # np.int64 and np.bool_, which json refuses
 
 
-def load_results(name):
+def load_results(name: str) -> Any:
     """Return the results `data/results/<name>.json`.
 
     Raises:

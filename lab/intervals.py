@@ -1,14 +1,25 @@
-"""Intervals of paired differences, ratios of means, and the correction for testing many."""
+"""Intervals of paired differences, ratios of means, and the correction for testing many.
 
+    interval = paired_bootstrap(a, b, group=places, photo=photos, source=sources)
+    interval.difference, interval.low, interval.high
+
+Tiles of one place look alike, so that they are no independent witnesses. The bootstrap therefore has two stages: places
+are drawn with replacement, then tiles within each place that was drawn.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from helpers.metrics import as_numpy
 
+Labels = Sequence | np.ndarray | None  # (n,), of any kind that has a text
 
-def ratio_of_means(numerators, denominators):
-    """A source's figure from its pictures' numerators and denominators, (n,) each: mean over mean.
+
+def ratio_of_means(numerators: ArrayLike, denominators: ArrayLike) -> float:
+    """A source's figure from its images' numerators and denominators, (n,) each: mean over mean.
 
     >>> ratio_of_means([1, 2], [4, 4])
     0.375
@@ -35,7 +46,7 @@ class Interval(NamedTuple):
 
 
 def _codes(n, *labels):
-    """Integer codes 0..k-1 of the combinations of label columns (those that are None ignored)."""
+    """Integer codes 0..k-1 of the combinations of label columns (those that are None ignored), by first appearance."""
     columns = []
     for label in labels:
         if label is not None:
@@ -55,11 +66,13 @@ def _two_stage_means(values, unit, resamples, rng):
     values, sizes = values[order], np.bincount(unit)
     starts = np.cumsum(sizes) - sizes
     means = []
+    # resamples in blocks, so that at most two million tiles are drawn at a time
     for block in np.array_split(np.arange(resamples), max(1, resamples * len(values) // 2_000_000)):
-        drawn = rng.integers(len(sizes), size=(len(block), len(sizes)))
+        drawn = rng.integers(len(sizes), size=(len(block), len(sizes)))  # as many units as there are, some twice
         repeat = sizes[drawn].ravel()  # tiles to draw in each drawn unit
         within = (rng.random(repeat.sum()) * np.repeat(repeat, repeat)).astype(int)
         tiles = np.repeat(starts[drawn].ravel(), repeat) + within
+        # all tiles weigh the same: a resample with large units has more of them
         row = np.repeat(np.arange(len(block)), sizes[drawn].sum(1))
         means.append(np.bincount(row, values[tiles], len(block)) / sizes[drawn].sum(1))
     return np.concatenate(means)
@@ -81,7 +94,8 @@ def _unit_of(groups, photos):
     return np.unique(unit, return_inverse=True)[1], words
 
 
-def resampled_means(columns, group=None, photo=None, source=None, resamples=2000, seed=0):
+def resampled_means(columns: ArrayLike, group: Labels = None, photo: Labels = None, source: Labels = None,
+                    resamples: int = 2000, seed: int = 0) -> np.ndarray:
     """Bootstrap means of several figures of the same tiles under the same draws, for intervals of any function of them.
 
     Args:
@@ -103,12 +117,13 @@ def resampled_means(columns, group=None, photo=None, source=None, resamples=2000
     for s in range(sources.max() + 1):
         here = sources == s
         unit, _ = _unit_of(groups[here], photos[here])
-        for k, values in enumerate(columns if unit is not None else ()):
+        for k, values in enumerate(columns if unit is not None else ()):  # a generator each: the same draws for all k
             found[s, k] = _two_stage_means(values[here], unit, resamples, np.random.default_rng([seed, s]))
     return found
 
 
-def paired_bootstrap(a, b, group=None, photo=None, source=None, resamples=2000, level=0.95, seed=0):
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, group: Labels = None, photo: Labels = None, source: Labels = None,
+                     resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     """Bootstrap interval of the mean paired difference a - b: groups are drawn, then tiles within each.
 
     Tiles of one group (one place) are not independent, so groups are drawn. With fewer than 8 groups photographs are
@@ -120,8 +135,9 @@ def paired_bootstrap(a, b, group=None, photo=None, source=None, resamples=2000, 
     Args:
         a, b: (n,) numbers, one per tile, in the same order.
         group, photo, source: (n,) labels; a photograph's name counts within its source and group. Without `photo`
-            each tile is a photograph; without `group` each photograph is a group (as drawn pictures are).
+            each tile is a photograph; without `group` each photograph is a group (as synthetic images are).
         resamples, level, seed: draws, coverage of the percentile interval, the generator's seed.
+
     Raises:
         ValueError: shapes differ, nothing came, or a value is NaN or infinite.
 
@@ -140,9 +156,9 @@ def paired_bootstrap(a, b, group=None, photo=None, source=None, resamples=2000, 
     rng, draws, means, covered, notes = np.random.default_rng(seed), [], [], [], []
     for s in range(sources.max() + 1):
         here = sources == s
-        name = f" ({as_numpy(source)[here.argmax()]})" if sources.max() else ""
         unit, words = _unit_of(groups[here], photos[here])
-        notes.append(words + name * (words != "groups"))
+        named = sources.max() and words != "groups"  # the usual case needs no name beside it
+        notes.append(f"{words} ({as_numpy(source)[here.argmax()]})" if named else words)
         means.append(difference[here].mean())
         if unit is not None:
             draws.append(_two_stage_means(difference[here], unit, resamples, rng))
@@ -151,14 +167,15 @@ def paired_bootstrap(a, b, group=None, photo=None, source=None, resamples=2000, 
     unit, nan = "; ".join(dict.fromkeys(notes)), float("nan")
     if not draws:
         return Interval(float(np.mean(means)), nan, nan, unit, *counts, nan, nan)
-    drawn = np.mean(draws, axis=0)
+    drawn = np.mean(draws, axis=0)  # (resamples,): sources weigh equally in each resample too
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    # two-sided: twice the smaller tail, never 0, since the data themselves count as one resample
     tail = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     p = float(min(1, 2 * (tail + 1) / (resamples + 1)))
     return Interval(float(np.mean(means)), float(low), float(high), unit, *counts, p, float(np.mean(covered)))
 
 
-def holm(p_values):
+def holm(p_values: ArrayLike) -> np.ndarray:
     """Holm's step-down correction of (m,) p-values (Scandinavian Journal of Statistics 6, 1979), in the given order.
 
     >>> holm([0.01, 0.04, 0.03]).tolist()
@@ -167,6 +184,7 @@ def holm(p_values):
     p = np.asarray(p_values, float)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"p-values must be (m,) in 0..1, got {p_values}")
+    # the smallest is multiplied by m, the next by m - 1, and none comes out smaller than the one before
     order = np.argsort(p)
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))

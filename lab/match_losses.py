@@ -1,27 +1,35 @@
-"""Print `MATCHED` of helpers/terms.py: what makes each loss term's gradient as long as MSE's.
+"""Print `MATCHED` of helpers/losses.py: what makes each loss term's gradient as long as MSE's.
 
-    python -m lab.match_losses                        from blurred pictures: provisional
+    python -m lab.match_losses                        from blurred images: provisional
     python -m lab.match_losses --checkpoint hybrid    from the MSE checkpoint's output at sigma 50
 
-Gradients are taken with respect to the output, over all validation pictures at once; photographs of CRACK_PHOTOS, where
-set, have as many as there are drawn ones. Copy the printed lines into the module.
+Gradients are taken with respect to the output, over all validation images at once; photographs of CRACK_PHOTOS, where
+set, are as many as there are synthetic ones. Copy the printed lines into the module.
 """
 
 import argparse
 import math
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from helpers import losses
 from helpers.checkpoints import load
 from helpers.data import open_dataset
 from helpers.losses import (
+    CamWeightedLoss,
+    FrequencyLoss,
+    RegionalSharpnessLoss,
+    Scale,
     Term,
+    WaveletLoss,
+    local_contrast,
 )
 from helpers.project import env_path
 from lab.provenance import git_revision
+
+BLUR = 1.5  # pixels: about what MSE leaves of fine texture at sigma 50
 
 
 class CharbonnierLoss(Term):
@@ -29,25 +37,26 @@ class CharbonnierLoss(Term):
 
     key = "charbonnier"
 
-    def __init__(self, epsilon=1e-3, scale="matched"):
+    def __init__(self, epsilon: float = 1e-3, scale: Scale = "matched") -> None:
         super().__init__(scale)
         self.epsilon = epsilon
 
-    def value(self, denoised, clean):
+    def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
         return (torch.hypot(denoised - clean, denoised.new_tensor(self.epsilon)) - self.epsilon).mean()
 
 
 class MSSSIMLoss(Term):
-    """1 - MS-SSIM by torchmetrics, 11 x 11 Gaussian windows: five scales from 176 pixels on, else those that fit.
+    """1 - MS-SSIM by torchmetrics (extra `dev`), 11 x 11 Gaussian windows: five scales from 176 pixels on, else fewer.
 
-    Pictures under 11 pixels are refused. Its (x + 1) / 2 normalisation keeps gradients finite.
+    Images under 11 pixels are refused. Its (x + 1) / 2 normalisation keeps gradients finite.
     """
 
     key, betas = "ms_ssim", (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al.'s weights of the scales
 
-    def value(self, denoised, clean):
+    def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
         from torchmetrics.functional import image  # seconds to import, and only a reference
 
+        # each scale halves the image, and its window must still fit; torchmetrics refuses what does not
         side = min(denoised.shape[-2:])
         scales = [n for n in range(1, 6) if side // max(2 ** (n - 1), (n - 1) ** 2) >= 11]
         if not scales:
@@ -57,13 +66,13 @@ class MSSSIMLoss(Term):
         return 1 - ms_ssim(denoised, clean, data_range=1.0, betas=tuple(betas), normalize="simple")
 
 
-def matched_constant(term, denoised, clean):
+def matched_constant(term: Callable[[Tensor, Tensor], Tensor], denoised: Tensor, clean: Tensor) -> float:
     """Return the factor that makes `term`'s gradient as long as MSE's, both with respect to `denoised`, over the batch.
 
     For a constant of `MATCHED` the term must have ``scale=1.0``.
 
     Raises:
-        ValueError: the term's or MSE's gradient is zero or not finite (equal pictures, NaN).
+        ValueError: the term's or MSE's gradient is zero or not finite (equal images, NaN).
 
     Example:
         >>> clean, denoised = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
@@ -79,22 +88,20 @@ def matched_constant(term, denoised, clean):
         raise ValueError("gradients must be finite and not zero to be matched, "
                          f"got norms {wanted} (MSE) and {got} (term)")
     return wanted / got
-BLUR = 1.5  # pixels: about what MSE leaves of fine texture at sigma 50
 
 
-def make_terms():
+def make_terms() -> dict[str, Term]:
     """Return every term of `MATCHED` without a constant; the attention of "cam" is local contrast."""
-    terms = [*(losses.RegionalSharpnessLoss(match=match, scale=1.0) for match in ("sorted", "aligned", "pixel")),
-             losses.FrequencyLoss(scale=1.0), losses.FrequencyLoss(2.0, scale=1.0),
-             losses.FrequencyLoss(phase=True, scale=1.0), losses.WaveletLoss(scale=1.0),
-             losses.CamWeightedLoss(attention=losses.local_contrast, scale=1.0),
-             losses.CharbonnierLoss(scale=1.0), losses.MSSSIMLoss(scale=1.0)]
+    terms = [*(RegionalSharpnessLoss(match=match, scale=1.0) for match in ("sorted", "aligned", "pixel")),
+             FrequencyLoss(scale=1.0), FrequencyLoss(2.0, scale=1.0), FrequencyLoss(phase=True, scale=1.0),
+             WaveletLoss(scale=1.0), CamWeightedLoss(attention=local_contrast, scale=1.0),
+             CharbonnierLoss(scale=1.0), MSSSIMLoss(scale=1.0)]
     return {term.key: term for term in terms}
 
 
 @torch.no_grad()
-def pictures(checkpoint, length):
-    """Return denoised and clean validation pictures (B, 3, H, W)."""
+def validation_images(checkpoint: str | None, length: int) -> tuple[Tensor, Tensor]:
+    """Return denoised and clean validation images (B, 3, H, W), `length` per data set; blurred for no checkpoint."""
     sets = [open_dataset("valid", photos=False, sigma=50, length=length)]
     if env_path("CRACK_PHOTOS"):
         sets.append(open_dataset("valid", sigma=50, length=length))
@@ -108,14 +115,14 @@ def pictures(checkpoint, length):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="name of a trained denoiser (without it: blurred pictures)")
-    parser.add_argument("--length", type=int, default=32, help="pictures of each data set")
+    parser.add_argument("--checkpoint", help="name of a trained denoiser (without it: blurred images)")
+    parser.add_argument("--length", type=int, default=32, help="images of each data set")
     options = parser.parse_args()
-    denoised, clean = pictures(options.checkpoint, options.length)
-    print(f"# {len(clean)} validation pictures, {options.checkpoint or f'blurred with sigma {BLUR}'}, "
+    denoised, clean = validation_images(options.checkpoint, options.length)
+    print(f"# {len(clean)} validation images, {options.checkpoint or f'blurred with sigma {BLUR}'}, "
           f"revision {git_revision()}")
     for key, term in make_terms().items():
-        print(f'    "{key}": {losses.matched_constant(term, denoised, clean):.4g},', flush=True)
+        print(f'    "{key}": {matched_constant(term, denoised, clean):.4g},', flush=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from helpers.losses import (
     window_scores,
 )
 from helpers.models import UNet
+from lab import match_losses
 from lab.match_losses import CharbonnierLoss, MSSSIMLoss, matched_constant
 
 MATCHES = ("sorted", "aligned", "pixel")
@@ -400,6 +401,14 @@ def test_matched_constant_makes_the_gradients_equally_long(scale):
     assert float(got.norm()) == pytest.approx(float(wanted.norm()), rel=1e-4)
     with pytest.raises(ValueError, match="not zero"):
         matched_constant(WaveletLoss(), clean, clean)
+
+
+def test_every_constant_can_be_measured_and_has_the_size_that_it_has():
+    """From two small blurred images, the shipped ones from a checkpoint's outputs: the order of size is theirs."""
+    terms, clean = match_losses.make_terms(), textures(2, 48, 48)
+    assert set(terms) == set(MATCHED) and all(term.scale == 1.0 for term in terms.values())
+    for key, term in terms.items():
+        assert 0.1 < matched_constant(term, blurred(clean), clean) / MATCHED[key] < 10, key
 
 
 @pytest.mark.parametrize("name", TERMS)

@@ -42,6 +42,19 @@ def test_what_is_known_is_near_and_what_is_not_is_far():
     assert familiar(torch.randn(5, 8, generator=generator) + 9).min() > 2
 
 
+def test_familiarity_equals_a_slow_loop():
+    known, new = np.random.default_rng(0).normal(size=(2, 30, 5)).astype(np.float32) * np.float32([1, 2, 3, 0.1, 9])
+    known[1] = known[0]  # an image that is there twice has a neighbour at no distance
+    deviation = np.array([np.sqrt(sum((v - column.mean()) ** 2 for v in column) / 29) for column in known.T])
+
+    def nearest(vector, others):
+        return min(np.sqrt((((vector - other) / deviation) ** 2).sum()) for other in others)
+
+    usual = np.quantile([nearest(v, np.delete(known, i, 0)) for i, v in enumerate(known)], 0.95)
+    wanted = [nearest(v, known) / usual for v in new]
+    np.testing.assert_allclose(Familiar(known)(torch.from_numpy(new)).numpy(), wanted, rtol=1e-5)
+
+
 def test_bad_vectors_are_refused():
     with pytest.raises(ValueError, match="N at least 3, got"):
         Familiar(np.zeros((2, 4)))
