@@ -171,8 +171,8 @@ def report(name, photos, only=(), sigmas=SIGMAS, skip=(), into=False):
     items = pd.concat(parts)
     command = " ".join(["python -m lab.report", name, *(["--skip", *map(repr, skip)] if skip else []),
                         *(["--methods", *only, "--into"] if into else [])])
-    save_tables({name: denoiser_rows(items), f"{name}_items": items, **({"filters": filters} if filters else {})},
-                provenance(command, 0), methods=only)
+    save_tables({name: denoiser_rows(items), f"{name}_items": items, "filters": filters}, provenance(command, 0),
+                methods=only)
 
 
 def content_key(samples):

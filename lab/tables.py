@@ -63,7 +63,7 @@ def save_tables(tables, made, methods=(), **settings):
     """Write the tables of one command, how they were made into `provenance`, and what was chosen into `settings`.
 
     Args:
-        tables: {name: rows or DataFrame}.
+        tables: {name: rows or DataFrame}; where nothing was measured (no rows) the stored table stays.
         made: what `lab.provenance.provenance` returns.
         methods: given, the tables hold only these (and "noisy"): their rows replace those of the same key, the others
             stay as they are. "noisy" must have the figures that it had, to three digits.
@@ -73,7 +73,7 @@ def save_tables(tables, made, methods=(), **settings):
         ValueError: a method was not measured, or the images, the noise or the reader are not those of the other rows.
     """
     tables = {name: rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), dtype=object)
-              for name, rows in tables.items()}
+              for name, rows in tables.items() if len(rows)}
     for name, rows in tables.items() if methods else ():
         if name not in SHARED and (missing := sorted(set(methods) - set(rows["method"]))):
             raise ValueError(f"no method or no checkpoint {', '.join(missing)}")

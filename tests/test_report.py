@@ -18,16 +18,8 @@ NOTE = {**MADE, "command": "python -m lab.report photos --methods unet new --int
 COLUMNS = [list(results(name)) for name in ("synthetic", "synthetic_items")]
 
 
-def same_rows(found, name, key, rtol=1e-9):
-    """Assert that a table is what is stored under that name: the same rows, columns and texts, and equal numbers."""
-    stored = results(name)
-    stored, found = (table.set_index(key.split()).sort_index() for table in (stored, found))
-    pd.testing.assert_frame_equal(found[list(stored)], stored, check_exact=False, rtol=rtol, atol=1e-12,
-                                  check_dtype=False)
-
-
 @pytest.mark.parametrize("name", ["photos", "synthetic"])
-def test_rows_of_denoisers_are_the_means_of_their_tiles(name):
+def test_rows_of_denoisers_are_the_means_of_their_tiles(name, same_rows):
     same_rows(report.denoiser_rows(results(f"{name}_items")), name, "method source sigma")
 
 
@@ -93,8 +85,9 @@ def test_measured_anew_the_old_rows_and_their_origin_go(stored):
     assert set(results("photos")["method"]) == {"noisy", "unet"} and set(results("photos")["sigma"]) == {50}
     assert list(results("provenance").query("table == 'photos'")["revision"]) == ["b"]
     assert list(results("provenance").query("table == 'filters'")["revision"]) == ["a"]
-    save_tables({"seconds": [{"notebook": "01", "seconds": 2.0}]}, MADE, photos={"tiles": 5}, seconds={"live": 20.0})
-    assert results("settings").to_numpy().tolist() == [["photos", "tiles", "5"], ["seconds", "live", "20.0"]]
+    save_tables({"seconds": [{"notebook": "01", "seconds": 2.0}]}, MADE, seconds={"live": 20.0})
+    save_tables({"seconds": [{"notebook": "01", "seconds": 3.0}]}, MADE, photos={"best": "a, 3"})
+    assert results("settings").to_numpy().tolist() == [["seconds", "live", "20.0"], ["photos", "best", "a, 3"]]
 
 
 @pytest.mark.parametrize("again", [
@@ -125,7 +118,7 @@ def test_two_rows_of_the_same_name_are_refused(stored):
         save_tables({"photos": pd.concat([measured(unet=[2, 2, 2, 2])["photos"]] * 2)}, MADE)
 
 
-def test_a_report_writes_its_tables(stored, monkeypatch):
+def test_a_report_writes_its_tables(stored, monkeypatch, same_rows):
     monkeypatch.delenv("CRACK_PHOTOS", raising=False)
     few = report.open_dataset("test", photos=False, length=6)
     monkeypatch.setattr(report, "open_dataset", lambda *words, **options: few)
