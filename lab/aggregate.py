@@ -43,6 +43,14 @@ def with_mean(rows, by):
     return pd.concat(parts, ignore_index=True)[list(rows)]
 
 
+def quotient(rows, numerator, denominator):
+    """Return the quotient of two columns of means, NaN where the denominator is 0.
+
+    A source's quotient is that of its means: a quotient per tile would let tiles without detail weigh too much.
+    """
+    return rows[numerator] / rows[denominator].where(rows[denominator] != 0)
+
+
 def source_rows(items, by):
     """Return the rows of `per_source` and their means."""
     return with_mean(per_source(items, by), by)

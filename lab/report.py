@@ -27,7 +27,7 @@ from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
 from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.project import data_dir, env_path, write_json
-from lab.aggregate import item_rows, per_source, with_mean
+from lab.aggregate import item_rows, per_source, quotient, with_mean
 from lab.filters import FILTERS, GRIDS, search
 from lab.measures import evaluate_image, legibility_ap
 from lab.provenance import provenance
@@ -132,10 +132,8 @@ def denoiser_rows(items):
     """Return the rows of `photos` from those of `photos_items`: one per source, and "mean" with equal weights."""
     items = items.assign(psnr=-10 * np.log10(items["mse"]))
     rows = per_source(items, ["method", "sigma"])
-    # a source's quotient is that of its means: single tiles without detail would weigh too much
-    rows["sharpness"] /= rows["sharpness_clean"].where(rows["sharpness_clean"] > 0)
-    rows["aligned_sharpness"] = rows["aligned_numerator"] / rows["aligned_denominator"].where(
-        rows["aligned_denominator"] > 0)
+    rows["sharpness"] = quotient(rows, "sharpness", "sharpness_clean")
+    rows["aligned_sharpness"] = quotient(rows, "aligned_numerator", "aligned_denominator")
     columns = ["method", "source", "sigma", "n", "mse", "psnr", "ssim", "sharpness", "aligned_sharpness", "mse_crack",
                "mse_rest", "legibility", "legibility_outside"]
     return with_mean(rows[columns], ["method", "sigma"])
