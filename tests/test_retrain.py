@@ -130,7 +130,7 @@ def test_stored_rows_follow_from_the_tiles(tiles):
         found, plain = (report.by_source(each["mse"], labels) for each in (part, base))
         psnr = report.by_source(-10 * np.log10(part["mse"]), labels)
         assert row["mse"] == pytest.approx(found.mean(), rel=1e-3) and row["psnr"] == pytest.approx(psnr.mean(), rel=1e-3)
-        assert row["rise"] == pytest.approx(100 * (found.mean() / plain.mean() - 1), abs=1e-3)
+        assert row["rise"] == pytest.approx(100 * (found.mean() / plain.mean() - 1), rel=1e-3, abs=1e-3)
 
 
 def test_what_is_reached_at_a_rise_follows_from_the_rows():
