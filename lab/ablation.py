@@ -178,7 +178,8 @@ def compare(tiles, a, b, figure):
     row = {"a": a, "b": b, "figure": figure, **{name: found[name] for name in
                                                 ("n", "unit", "p", "difference", "low", "high")}}
     row |= {name: 100 * found[of] / base for name, of in
-            (("percent", "difference"), ("percent_low", "low"), ("percent_high", "high"), ("percent_covered", "covered"))}
+            (("percent", "difference"), ("percent_low", "low"), ("percent_high", "high"),
+             ("percent_covered", "covered"))}
     seeds = {f"percent_seed_{seed}": 100 * mean_of_sources(mine[seed] - others[seed], items)
              / mean_of_sources(others[seed], items) for seed in mine}
     return row | {seed: float(f"{percent:.3g}") for seed, percent in seeds.items()}

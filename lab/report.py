@@ -3,6 +3,7 @@
     python -m lab.report synthetic                the built-in test set: drawn surfaces and photo-texture
     python -m lab.report photos                   all test tiles of CRACK_PHOTOS
     python -m lab.report surfaces                 drawn surfaces against the photographs of CRACK_PHOTOS
+    python -m lab.report differences              networks against BM3D and the U-Net, from the tiles of `photos`
     python -m lab.report student                  what the built-in ViT sees under noise, on those photographs
     python -m lab.report photos --methods bm3d    measure only these now; the full report then finds them done
     python -m lab.report photos --methods unet --into    and put them into the results that there are
@@ -26,8 +27,8 @@ from tqdm import tqdm
 from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
 from helpers.data import open_dataset
 from helpers.denoise import denoise
-from helpers.project import data_dir, env_path, write_json
-from lab.aggregate import item_rows, per_source, quotient, with_mean
+from helpers.project import data_dir, env_path, results, write_json
+from lab.aggregate import interval, item_rows, per_source, quotient, with_mean
 from lab.filters import FILTERS, GRIDS, search
 from lab.measures import evaluate_image, legibility_ap
 from lab.provenance import provenance
@@ -173,6 +174,21 @@ def report(name, photos, only=(), sigmas=SIGMAS, skip=(), into=False):
                 methods=only)
 
 
+def differences(items):
+    """Return the rows of `photos_differences` from those of `photos_items`: PSNR at sigma 50, mean and each source."""
+    items = items[items["sigma"] == 50].assign(psnr=lambda tiles: -10 * np.log10(tiles["mse"]))
+    tiles = {method: part.reset_index(drop=True) for method, part in items.groupby("method", sort=False)}
+    networks = [name for name in DENOISERS if name.startswith(("unet", "hybrid")) and name in tiles]
+    rows = []
+    for method in sorted(networks, key="unet_start".__eq__):  # the one that all others started from comes last
+        for against in (name for name in ("bm3d", "unet_start") if name in tiles and name != method):
+            mine, other = tiles[method], tiles[against]
+            rows += [{"method": method, "against": against, "source": source,
+                      **interval(part["psnr"], other["psnr"][part.index], part)}
+                     for source, part in [("mean", mine), *mine.groupby("source", sort=False)]]
+    return rows
+
+
 def content_key(samples):
     """Return a short hash of the pictures and their noise, so that what is drawn otherwise is measured again."""
     digest = hashlib.sha256()
@@ -202,8 +218,8 @@ def report_surfaces(photos):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("synthetic", "photos", "student", "surfaces"))
-    parser.add_argument("--methods", nargs="+", default=(), help="measure only these now; nothing is written to data/results")
+    parser.add_argument("what", choices=("synthetic", "photos", "differences", "student", "surfaces"))
+    parser.add_argument("--methods", nargs="+", default=(), help="measure only these now; no table is written")
     parser.add_argument("--into", action="store_true", help="with --methods: put them into the tables that there are")
     parser.add_argument("--skip", nargs="+", default=[], metavar="METHOD|SIGMA", help='leave out, such as "bm3d|15"')
     parser.add_argument("--teacher", default=TEACHER,
@@ -212,10 +228,13 @@ def main():
     if options.into and not (options.methods and options.what in ("synthetic", "photos")):
         parser.error("--into goes with --methods, for synthetic and photos")
     photos = env_path("CRACK_PHOTOS")
-    if options.what != "synthetic" and not photos:
+    if options.what not in ("synthetic", "differences") and not photos:
         parser.error("set CRACK_PHOTOS to a folder of photographs")
     if options.what == "surfaces":
         report_surfaces(photos)
+    elif options.what == "differences":
+        save_tables({"photos_differences": differences(results("photos_items"))},
+                    provenance("python -m lab.report differences", 0))
     elif options.what == "student":
         report_student(photos, options.teacher)
     elif options.what == "photos":

@@ -117,7 +117,7 @@ print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_m
 
 
 def large(name):
-    """Return {"seconds_12mp", "peak_mb_12mp"} of a 12-megapixel photograph in a process of its own, libraries included."""
+    """Return {"seconds_12mp", "peak_mb_12mp"} of a photograph in a process of its own, libraries included."""
     done = subprocess.run([sys.executable, "-c", LARGE, name], capture_output=True, text=True, check=True)
     seconds, peak = map(float, done.stdout.split())
     return {"seconds_12mp": round(seconds, 1), "peak_mb_12mp": round(peak)}
@@ -135,7 +135,8 @@ def costs():
         if row["method"] in ("unet", "hybrid"):
             row |= cached({"large photograph": row["method"], "sha256": sha256(checkpoint_path(row["method"]))},
                           partial(large, row["method"]))
-    return rows
+    return pd.DataFrame(rows, dtype=object).rename(columns={
+        "weights": "weights_millions", "trained": "trained_millions", "vit share": "vit_share_percent"})
 
 
 def familiar(photos):

@@ -116,8 +116,9 @@ def rows_of(method, columns, base, labels, **words):
     rows["gap"] = pd.Series(map(gap_closed, rows["aligned_sharpness"], before), dtype=float)  # None: there is no gap
     extra = [name for name in columns if name.startswith(("checkerboard", "residual_", "auc "))]
     # the mean is of the sources that have a figure; rise and gap of the mean are the curve's
-    mean = rows.mean(numeric_only=True).to_dict() | dict(zip(("rise", "gap"), point(columns, base, labels), strict=True))
-    rows = pd.concat([rows, pd.DataFrame([{"source": "mean", **mean}])], ignore_index=True)
+    rise, gap = point(columns, base, labels)
+    mean = {"source": "mean", **rows.mean(numeric_only=True), "rise": rise, "gap": gap}
+    rows = pd.concat([rows, pd.DataFrame([mean])], ignore_index=True)
     figures = [*AVERAGED, *extra, "sharpness", "aligned_sharpness", "gap", "rise"]
     return rounded(rows.reindex(columns=["source", *figures])).assign(method=method, **words)
 

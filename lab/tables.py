@@ -24,10 +24,11 @@ KEYS = {
     "hybrids_interventions": "method replacement how k figure", "legibility_of_clean": "source",
     "losses": "set method run strength source", "losses_at_rise": "set method rise",
     "losses_differences": "set run against figure", "losses_history": "run step", "losses_items": "set run item",
-    "photos": "method source sigma", "photos_items": "method sigma name", "provenance": "table command",
-    "seconds": "notebook", "settings": "table setting", "student": "method block source",
-    "student_differences": "against figure block", "student_items": "method block name", "surfaces": "set source figure",
-    "synthetic": "method source sigma", "synthetic_items": "method sigma name", "trained_on": "method source sigma",
+    "photos": "method source sigma", "photos_differences": "method against source",
+    "photos_items": "method sigma name", "provenance": "table command", "seconds": "notebook",
+    "settings": "table setting", "student": "method block source", "student_differences": "against figure block",
+    "student_items": "method block name", "surfaces": "set source figure", "synthetic": "method source sigma",
+    "synthetic_items": "method sigma name", "trained_on": "method source sigma",
     "unseen": "set noise method source", "unseen_items": "set noise method name"}
 SHARED = ("filters",)  # written by several commands, each its own rows
 
@@ -41,7 +42,8 @@ def save_table(name, rows):
         rows: a DataFrame, or dicts; their columns stand in the order of the first row that has them.
 
     Raises:
-        ValueError: there are no rows, text is empty (it would read back as missing), or two rows have the same key.
+        ValueError: there are no rows, text is empty (it would read back as missing), a column of the key is missing,
+            or two rows have the same key.
     """
     # objects stay what they are: pandas would turn whole numbers into floats where some are missing
     table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), dtype=object)
@@ -49,7 +51,10 @@ def save_table(name, rows):
         raise ValueError(f"a table of results needs at least one row with a named value, got none for {name!r}")
     if empty := [column for column in table if (table[column] == "").any()]:
         raise ValueError(f"text must not be empty, it would read back as missing, got some in {empty}")
-    if name in KEYS and len(again := table[table.duplicated(key := KEYS[name].split())]):
+    key = KEYS.get(name, "").split()
+    if missing := [column for column in key if column not in table]:
+        raise ValueError(f"{name!r} needs the columns {', '.join(key)}, which name a row; {missing} are missing")
+    if key and len(again := table[table.duplicated(key)]):
         raise ValueError(f"two rows of {name!r} have the same key {again[key].iloc[0].to_dict()}")
     content = table.to_csv(index=False, lineterminator="\n").encode()
     compressed = name.endswith(("_items", "_vectors"))

@@ -96,7 +96,8 @@ def test_an_arm_is_trained_tested_and_reported(tmp_path, monkeypatch):
     assert set(results("ablation")["method"]) == {"student", "wide", ablation.SHUFFLED}
     same = results("ablation_differences").query("a == 'student' and b == 'wide' and figure == 'mse'")
     assert list(same["difference"]) == [0]  # the same network from the same seed on the same crops
-    assert list(results("ablation_runs")) == ABLATION_RUNS and list(results("ablation_runs")["says"]) == ["student", "wide"]
+    runs = results("ablation_runs")
+    assert list(runs) == ABLATION_RUNS and list(runs["says"]) == ["student", "wide"]
     assert set(results("provenance")["table"]) == {f"ablation{part}" for part in (
         "", "_items", "_differences", "_runs")}
     budget = results("settings").set_index("setting")["value"]
@@ -132,7 +133,7 @@ def test_the_stored_rows_of_the_student_follow_from_its_tiles():
     stored = results("student_differences").set_index(["against", "figure", "block"])
     assert list(differences.index) == list(stored.index) and list(differences["unit"]) == list(stored["unit"])
     np.testing.assert_allclose(differences["difference"], stored["difference"], atol=1e-4)
-    assert (differences["low"] <= differences["covered"]).all() and (differences["covered"] <= differences["high"]).all()
+    assert differences["covered"].between(differences["low"], differences["high"]).all()
 
 
 def test_the_student_is_reported_per_way_block_and_source():

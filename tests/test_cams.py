@@ -124,13 +124,16 @@ def test_a_small_report(tmp_path, monkeypatch):
     def columns(*keys):
         return {key: {figure: rng.random(8).tolist() for figure in measures.FIGURES} for key in keys}
     maps = {("photos", 50, "control"): columns("picture|sato", "picture|darkness", "picture|oracle 14 x 14"),
-            ("photos", 50, "student"): columns("block 5|EigenCAM"), ("photos", 15, "student"): columns("block 5|EigenCAM")}
+            ("photos", 50, "student"): columns("block 5|EigenCAM"),
+            ("photos", 15, "student"): columns("block 5|EigenCAM")}
     cut = {"none": [[1.0, 2.0, 1.0]] * 8} | {f"{{}}|{how}|5": [[1.2, 2.0, 1.0]] * 8
                                              for how in ("map", "random 0", "random 1")}
     parts = {"maps": maps, "gradients": {("photos", 50, "student"): columns("block 5|GradCAM, mean")},
-             "signs": {("test", "student"): {"block 5|EigenCAM|auto": [0.5] * 8}}, "sanity": [
-                 {"network": "student", "randomised": "trained", "layer": "block 5", "n": 8, "spearman": 1.0, "auc": 0.9}],
-             "settings": {"best": "ours", "train": {"ours": [0.8] * 8}, "columns": {("photos", 50): columns("ours", "mean map")},
+             "signs": {("test", "student"): {"block 5|EigenCAM|auto": [0.5] * 8}},
+             "sanity": [{"network": "student", "randomised": "trained", "layer": "block 5", "n": 8, "spearman": 1.0,
+                         "auc": 0.9}],
+             "settings": {"best": "ours", "train": {"ours": [0.8] * 8},
+                          "columns": {("photos", 50): columns("ours", "mean map")},
                           "iou": {"ours": (1.5, [0.25] * 8)},
                           "evidence": {"filters": [0.4] * 8, "filters and map": [0.5] * 8}},
              "interventions": {name: {key.format(what): value for key, value in cut.items()}

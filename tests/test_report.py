@@ -7,7 +7,7 @@ import pytest
 from helpers.data import Item
 from helpers.project import results
 from lab import report
-from lab.aggregate import interval, item_rows, mean_of_sources, source_rows
+from lab.aggregate import item_rows, mean_of_sources, source_rows
 from lab.surface_stats import inside, passed
 from lab.tables import save_tables
 
@@ -21,6 +21,11 @@ COLUMNS = [list(results(name)) for name in ("synthetic", "synthetic_items")]
 @pytest.mark.parametrize("name", ["photos", "synthetic"])
 def test_rows_of_denoisers_are_the_means_of_their_tiles(name, same_rows):
     same_rows(report.denoiser_rows(results(f"{name}_items")), name, "method source sigma")
+
+
+def test_differences_of_networks_follow_from_the_tiles():
+    found, stored = pd.DataFrame(report.differences(results("photos_items"))), results("photos_differences")
+    pd.testing.assert_frame_equal(found[list(stored)], stored, rtol=1e-9)
 
 
 def test_rows_stand_as_they_are_stored():

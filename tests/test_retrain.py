@@ -129,7 +129,8 @@ def test_stored_rows_follow_from_the_tiles(tiles):
         labels = labels_of(part)
         found, plain = (report.by_source(each["mse"], labels) for each in (part, base))
         psnr = report.by_source(-10 * np.log10(part["mse"]), labels)
-        assert row["mse"] == pytest.approx(found.mean(), rel=1e-3) and row["psnr"] == pytest.approx(psnr.mean(), rel=1e-3)
+        assert row["mse"] == pytest.approx(found.mean(), rel=1e-3)
+        assert row["psnr"] == pytest.approx(psnr.mean(), rel=1e-3)
         assert row["rise"] == pytest.approx(100 * (found.mean() / plain.mean() - 1), rel=1e-3, abs=1e-3)
 
 
@@ -138,7 +139,8 @@ def test_what_is_reached_at_a_rise_follows_from_the_rows():
         "source == 'mean' and seed == 0 and start == 'hybrid'")
     for row in results("losses_at_rise").itertuples():
         points = rows[(rows["set"] == row.set) & (rows["method"] == row.method)][["rise", "gap"]]
-        assert report.at([(0.0, 0.0), *points.itertuples(index=False, name=None)], row.rise) == pytest.approx(row.gap, abs=2e-4)
+        points = [(0.0, 0.0), *points.itertuples(index=False, name=None)]
+        assert report.at(points, row.rise) == pytest.approx(row.gap, abs=2e-4)
 
 
 def test_a_small_report(tmp_path, monkeypatch):
