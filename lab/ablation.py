@@ -1,4 +1,4 @@
-"""Does the ViT help? Train the arms of the ablation with one budget, test them, write data/results/vit_ablation.json.
+"""Does the ViT help? Train the arms of the ablation with one budget, test them, write the `ablation` tables.
 
     python -m lab.ablation train                         all arms and seeds, going on where the last call stopped
     python -m lab.ablation train --arms unet wide        these
@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 import torch
 
 from helpers import checkpoints
@@ -21,12 +22,14 @@ from helpers.denoise import denoise
 from helpers.metrics import mse
 from helpers.project import data_dir, env_path, set_seed, write_json
 from helpers.training import fit
+from lab.aggregate import interval, item_rows, mean_of_sources, source_rows
 from lab.cost import weights
-from lab.intervals import holm, paired_bootstrap
+from lab.intervals import holm
 from lab.measures import other_tile, zone_mse
-from lab.provenance import provenance, save_results
+from lab.provenance import provenance
 from lab.recipes import JOINS_TRIED, Recipe
 from lab.student import TEACHER
+from lab.tables import save_tables
 from lab.train import training_data
 
 BUDGET = Recipe("UNet", data="both", steps=600, batch_size=8, crop=128, sigma=(5, 60), lr=1e-3, shipped=False)
@@ -115,7 +118,7 @@ def errors(dataset, function):
 
 
 def report(steps):
-    """Collate the runs, compare the arms, write results "vit_ablation"."""
+    """Collate the runs, compare the arms, write the `ablation` tables."""
     runs = {}
     for arm in ARMS:
         paths = [run_path(arm, seed, steps).with_suffix(".json") for seed in ARMS[arm].seeds]
@@ -126,26 +129,60 @@ def report(steps):
     if not runs:
         raise SystemExit(f"no run of {steps} steps is complete: python -m lab.ablation train --steps {steps}")
     items = open_dataset("test", photos=env_path("CRACK_PHOTOS")).items
-    tables = {arm: [{figure: run[figure] for figure in FIGURES} for run in done] for arm, done in runs.items()}
-    if "student" in runs:
-        tables[SHUFFLED] = [{figure: run[f"shuffled_{figure}"] for figure in FIGURES} for run in runs["student"]]
-    rows = [row for arm, seeds in tables.items() for seed, table in enumerate(seeds)
-            for row in rows_of(arm, seed, table, items)]
-    differences = [compare(tables, items, a, b, figure) for figure in FIGURES for a, b in COMPARED
-                   if a in tables and b in tables]
-    primary = [d for d in differences if d["figure"] == "mse" and np.isfinite(d["p"])]
-    for difference, corrected in zip(primary, holm([d["p"] for d in primary]), strict=True):
-        difference["p_holm"] = corrected
-    arms = {arm: {"says": ARMS[arm].says, "trained": done[0]["trained"], "weights": done[0]["weights"],
-                  "seeds": len(done), "seconds": [run["history"][-1]["seconds"] for run in done],
-                  "loss": [run["history"][-1]["loss"] for run in done]} for arm, done in runs.items()}
-    save_results("vit_ablation", {
-        **provenance(f"python -m lab.ablation train && python -m lab.ablation report --steps {steps}", 0),
-        "budget": {"steps": steps, "batch_size": BUDGET.batch_size, "crop": BUDGET.crop, "sigma": BUDGET.sigma,
-                   "lr": BUDGET.lr, "data": next(iter(runs.values()))[0]["data"]},
-        "primary": "mse, mean of sources at sigma 50, student against wide", "arms": arms, "rows": rows,
-        "differences": differences, "joins": compare_joins(), "items": [list(item) for item in items],
-        "per_item": {f"{arm}|{seed}": table for arm, seeds in tables.items() for seed, table in enumerate(seeds)}})
+    # the same tiles with another picture's tokens were measured beside the student's own
+    arms = [(arm, "", done) for arm, done in runs.items()]
+    arms += [(SHUFFLED, "shuffled_", runs["student"])] if "student" in runs else []
+    tiles = pd.concat([item_rows(items, {figure: run[prefix + figure] for figure in FIGURES}, method=arm, seed=seed)
+                       for arm, prefix, done in arms for seed, run in enumerate(done)])
+    made = provenance(f"python -m lab.ablation train && python -m lab.ablation report --steps {steps}", 0)
+    save_tables({
+        "ablation": rows_of(tiles), "ablation_items": tiles, "ablation_differences": differences(tiles),
+        "ablation_joins": compare_joins(),
+        "ablation_runs": [{"method": arm, "seed": seed, "says": ARMS[arm].says, "trained": run["trained"],
+                           "weights": run["weights"], "seconds": run["history"][-1]["seconds"],
+                           "loss": run["history"][-1]["loss"]} for arm, done in runs.items()
+                          for seed, run in enumerate(done)]},
+        made, ablation={"primary": "mse, mean of sources at sigma 50, student against wide", "steps": steps,
+                        "batch_size": BUDGET.batch_size, "crop": BUDGET.crop, "sigma_low": BUDGET.sigma[0],
+                        "sigma_high": BUDGET.sigma[1], "lr": BUDGET.lr, "data": next(iter(runs.values()))[0]["data"]})
+
+
+def rows_of(tiles):
+    """Return the rows of `ablation` from those of `ablation_items`: one per source, and "mean" with equal weights."""
+    rows = source_rows(tiles.assign(psnr=-10 * np.log10(tiles["mse"])), ["method", "seed"]).assign(sigma=50)
+    return rows[["method", "seed", "source", "sigma", "psnr", *FIGURES]]
+
+
+def differences(tiles):
+    """Return the rows of `ablation_differences` from those of `ablation_items`; `p_holm` is of the MSE's only."""
+    there = set(tiles["method"])
+    rows = pd.DataFrame([compare(tiles, a, b, figure) for figure in FIGURES for a, b in COMPARED if {a, b} <= there])
+    primary = (rows["figure"] == "mse") & rows["p"].notna()
+    rows.loc[primary, "p_holm"] = holm(rows.loc[primary, "p"])
+    return rows
+
+
+def compare(tiles, a, b, figure):
+    """Return the paired difference a - b of `figure`, mean of sources: interval over tiles, and seed by seed.
+
+    A tile's value is its mean over the seeds that both arms have; `percent` is relative to b.
+    """
+    def of(arm):
+        return tiles[tiles["method"] == arm].pivot_table(
+            index=["name", "photo", "group", "source"], columns="seed", values=figure, sort=False)
+    mine, others = of(a).align(of(b), join="inner")
+    kept = mine.notna().all(axis=1) & others.notna().all(axis=1)
+    mine, others = mine[kept], others[kept]
+    items = mine.index.to_frame()
+    found, base = interval(mine.mean(axis=1), others.mean(axis=1), items), mean_of_sources(others.mean(axis=1), items)
+    row = {"a": a, "b": b, "figure": figure, **{name: found[name] for name in
+                                                ("n", "unit", "p", "difference", "low", "high")}}
+    row |= {name: 100 * found[of] / base for name, of in
+            (("percent", "difference"), ("percent_low", "low"), ("percent_high", "high"),
+             ("percent_covered", "covered"))}
+    seeds = {f"percent_seed_{seed}": 100 * mean_of_sources(mine[seed] - others[seed], items)
+             / mean_of_sources(others[seed], items) for seed in mine}
+    return row | {seed: float(f"{percent:.3g}") for seed, percent in seeds.items()}
 
 
 @torch.inference_mode()
@@ -155,53 +192,18 @@ def compare_joins():
     Per set ("photos" and "drawn"), in per cent of the U-Net's, mean of sources, with the bootstrap interval.
     """
     names = {name: f"hybrid_try_{name}" for name in JOINS_TRIED}
-    found = [name for name, file in names.items() if checkpoints.checkpoint_path(file).is_file()]
+    tried = [name for name, file in names.items() if checkpoints.checkpoint_path(file).is_file()]
     models, rows = {"unet": checkpoints.load("unet_start")}, []
-    models |= {name: checkpoints.load(names[name]) for name in found}
+    models |= {name: checkpoints.load(names[name]) for name in tried}
     for label, photos in (("photos", env_path("CRACK_PHOTOS")), ("drawn", False)):
         dataset = open_dataset("valid", photos=photos)
         table = {name: errors(dataset, lambda sample, index, model=model: model(sample.noisy[None])[0])
                  for name, model in models.items()}
-        rows += [{"join": name, "set": label, "arguments": JOINS_TRIED[name], **{key: value for key, value in compare(
-            {arm: [columns] for arm, columns in table.items()}, dataset.items, name, "unet", "mse").items()
-            if key.startswith("percent") or key == "n"}} for name in found]
+        tiles = pd.concat([item_rows(dataset.items, columns, method=name, seed=0) for name, columns in table.items()])
+        rows += [{"join": name, "set": label, "arguments": json.dumps(JOINS_TRIED[name]), "n": found["n"],
+                  **{key: found[key] for key in ("percent", "percent_low", "percent_high", "percent_covered")}}
+                 for name in tried for found in [compare(tiles, name, "unet", "mse")]]
     return rows
-
-
-def rows_of(arm, seed, table, items):
-    """Return a row per source and one, "mean", in which the sources weigh equally."""
-    rows, source = [], np.array([item.source for item in items])
-    values = {figure: np.array(table[figure], float) for figure in FIGURES}
-    for name in dict.fromkeys(source):
-        here = {figure: float(np.nanmean(value[source == name])) for figure, value in values.items()}
-        psnr = float(np.mean(-10 * np.log10(values["mse"][source == name])))
-        rows.append({"method": arm, "seed": seed, "source": name, "sigma": 50, "psnr": psnr, **here})
-    means = {figure: float(np.mean([row[figure] for row in rows])) for figure in ("psnr", *FIGURES)}
-    return [*rows, {"method": arm, "seed": seed, "source": "mean", "sigma": 50, **means}]
-
-
-def compare(tables, items, a, b, figure):
-    """Return the paired difference a - b of `figure`, mean of sources: interval over tiles, and seed by seed.
-
-    A tile's value is its mean over the seeds that both arms have; `percent` is relative to b.
-    """
-    count = min(len(tables[a]), len(tables[b]))
-    mine, others = (np.array([table[figure] for table in tables[name][:count]], float) for name in (a, b))
-    kept = np.isfinite(mine).all(0) & np.isfinite(others).all(0)
-    labels = {what: [getattr(item, what) for item, keep in zip(items, kept, strict=True) if keep]
-              for what in ("group", "photo", "source")}
-    interval = paired_bootstrap(mine[:, kept].mean(0), others[:, kept].mean(0), **labels)
-    source = np.array(labels["source"])
-
-    def of_sources(values):
-        return np.mean([values[source == name].mean() for name in dict.fromkeys(source)])
-    seeds = [100 * of_sources((x - y)[kept]) / of_sources(y[kept]) for x, y in zip(mine, others, strict=True)]
-    scale = 100 / of_sources(others[:, kept].mean(0))
-    return {"a": a, "b": b, "figure": figure, "n": interval.n, "unit": interval.unit, "p": interval.p,
-            "difference": interval.difference, "low": interval.low, "high": interval.high,
-            "percent": scale * interval.difference, "percent_low": scale * interval.low,
-            "percent_high": scale * interval.high, "percent_covered": scale * interval.covered,
-            "percent_by_seed": [float(f"{seed:.3g}") for seed in seeds]}
 
 
 def main():

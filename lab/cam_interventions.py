@@ -15,6 +15,7 @@ from tqdm import tqdm
 from helpers.cam import activation_map, layers_of
 from helpers.metrics import crack_auc, crack_zone, darkness_map, grey
 from helpers.vit import open_vit, vit_blocks
+from lab.aggregate import interval, mean_of_sources
 from lab.measures import other_tile, pool_to_grid, sato_map
 
 GRID = (14, 14)
@@ -116,6 +117,32 @@ def zero_features(samples, model, stages, cells=CELLS):
                     outputs = model(sample.noisy.expand(len(part), -1, -1, -1))
                 record(columns, part, outputs, sample)
     return columns
+
+
+def intervention_rows(columns, samples):
+    """Yield (what, row) for an intervention: per cent more MSE than the untouched network, and against a random choice.
+
+    Args:
+        columns: {"what|how|k": [[MSE, in the crack zone, outside] per tile]} and "none", as the two above give them.
+    """
+    errors = {tuple(key.split("|")): np.array(values) for key, values in columns.items()}
+    untouched = errors.pop(("none",), None)
+    # the draws of the random choice count as one, their mean
+    cuts = {key: values for key, values in errors.items() if not key[1].startswith("random")}
+    cuts |= {(what, "random", k): np.mean([errors[what, f"random {n}", k] for n in range(RANDOM)], axis=0)
+             for what, how, k in errors if how == "random 0"}
+    for (what, how, k), mine in cuts.items():
+        for zone, figure in enumerate(("mse", "mse_crack", "mse_rest")):
+            percent = 100 / mean_of_sources(untouched[:, zone], samples)
+            row = {"how": how, "k": int(k), "figure": figure}
+            for words, other in (("", untouched), ("random_", cuts[what, "random", k])):
+                if words and how == "random":
+                    continue
+                found = interval(mine[:, zone], other[:, zone], samples)
+                row |= {f"{words}{name}": float(f"{percent * found[of]:.4g}") for name, of in
+                        (("percent", "difference"), ("low", "low"), ("high", "high"), ("covered", "covered"))}
+                row[f"{words}p"] = found["p"]
+            yield what, row
 
 
 # Sanity check of the maps --------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
     python -m lab.notebooks run          # all of notebooks/ into build/, then the results table
     python -m lab.notebooks run 01       # one of them, by the beginning of its name or by its path
-    python -m lab.notebooks run --record # and write the seconds to data/results/seconds.json, for the README
+    python -m lab.notebooks run --record # and write the seconds to the table `seconds`, for the README
     python -m lab.notebooks save         # execute the committed notebooks in place and clean them
     python -m lab.notebooks html         # pages only, from what was executed last or else from what is committed
 
@@ -32,8 +32,9 @@ from traitlets import default
 
 from helpers.project import ROOT, live_seconds
 from lab.pages import WIDGET_VIEW, latest, without_widgets, write_pages
-from lab.provenance import provenance, save_results
+from lab.provenance import provenance
 from lab.readme import print_results
+from lab.tables import save_tables
 from surfaces.files import atomic_path
 
 MAX_BYTES = 1_500_000  # a committed notebook; GitHub stops showing much larger ones
@@ -230,9 +231,9 @@ def main(arguments=None):
             failed, seconds = run(paths, options.build)
             print_results()
             if options.record and not failed:
-                save_results("seconds", {**provenance("python -m lab.notebooks run --record", 0),
-                                         "live_seconds": live_seconds(), "rows": [
-                    {"notebook": name, "seconds": value} for name, value in seconds.items()]})
+                save_tables({"seconds": [{"notebook": name, "seconds": value} for name, value in seconds.items()]},
+                            provenance("python -m lab.notebooks run --record", 0),
+                            seconds={"live_seconds": live_seconds()})
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -18,8 +18,8 @@ from helpers.checkpoints import load, read_card
 from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.metrics import as_image
-from helpers.plots import in_words, pivot
-from helpers.project import ROOT, load_results
+from helpers.plots import in_words
+from helpers.project import ROOT, results
 from helpers.vit import open_vit
 from surfaces.files import atomic_path
 
@@ -27,14 +27,14 @@ GPU_FLOPS = 3e13
 
 
 def means(name):
-    """Return each method's PSNR in dB at sigma 50, mean of the sources, from results `name`, lowest first."""
-    return {line["method"]: line["mean"] for line in pivot(load_results(name)["rows"])}
+    """Return each method's PSNR in dB at sigma 50, mean of the sources, from table `name`, lowest first (a Series)."""
+    return results(name).query("sigma == 50 and source == 'mean'").set_index("method")["psnr"].sort_values()
 
 
 def results_part():
     """Return the results table: the real photographs beside the built-in test set."""
-    photos, drawn = means("photos"), means("baselines")
-    tiles, pictures = (load_results(name)["rows"][-1]["n"] for name in ("photos", "baselines"))
+    photos, drawn = means("photos"), means("synthetic")
+    tiles, pictures = (results(name)["n"].iloc[-1] for name in ("photos", "synthetic"))  # of the last row, a mean
     lines = [f"| method | real photographs ({tiles} tiles) | built-in test set ({pictures} pictures) |",
              "| --- | --- | --- |"]
     return lines + [f"| {method} | {value:.2f} | {f'{drawn[method]:.2f}' if method in drawn else '–'} |"
@@ -47,10 +47,8 @@ def notebooks_part():
     answers = {"01": f"A plain U-Net reaches {photos['unet']:.2f} dB on real photographs, the best filter (BM3D) "
                      f"{photos['bm3d']:.2f}, a Gaussian blur {photos['gaussian']:.2f}; a dense autoencoder stops at "
                      f"{photos['dense']:.2f}."}
-    student = {row["method"]: row["cosine"] for row in load_results("student")["rows"]
-               if (row["source"], row["block"]) == ("mean", "block 5")}
-    ablation = load_results("vit_ablation")["differences"]
-    fair = next(d for d in ablation if (d["a"], d["b"], d["figure"]) == ("student", "wide", "mse"))
+    student = results("student").query("source == 'mean' and block == 'block 5'").set_index("method")["cosine"]
+    fair = results("ablation_differences").set_index(["a", "b", "figure"]).loc[("student", "wide", "mse")]
     differs = in_words(*(fair[f"percent{key}"] for key in ("", "_low", "_high", "_covered")), " %", 1)
     answers["02"] = (f"Not measurably: the hybrid reaches {photos['hybrid']:.2f} dB, the U-Net that it started from "
                      f"{photos['unet_start']:.2f}, and that U-Net trained on without a ViT {photos['unet']:.2f}; "
@@ -59,24 +57,23 @@ def notebooks_part():
                      "a U-Net with as many weights. But a ViT can be taught to see through noise: the student's tokens "
                      f"have a cosine of {student['student, noisy']:.2f} with its teacher's of the clean picture, the "
                      f"teacher's own {student['teacher, noisy']:.2f}.")
-    cams = load_results("cams")
-    auc = {(row["network"], row["layer"], row["method"]): row["auc"] for row in cams["rows"]
-           if (row["set"], row["sigma"], row["source"]) == ("photos", 50, "mean")}
-    sato = auc["control", "picture", "sato"]
-    answers["03"] = (f"The ViT sees cracks, and not just dark lines: AUC {auc['student', 'setting', cams['best']]:.2f} "
+    chosen = results("settings").set_index(["table", "setting"])["value"]
+    auc = results("cams").query("set == 'photos' and sigma == 50 and source == 'mean'").set_index(
+        ["network", "layer", "method"])["auc"]
+    ours, sato = auc["student", "setting", chosen["cams", "best"]], auc["control", "picture", "sato"]
+    answers["03"] = (f"The ViT sees cracks, and not just dark lines: AUC {ours:.2f} "
                      f"under noise, the best ridge filter {sato:.2f}.")
-    losses = load_results("losses")
-    gap = {row["method"]: 100 * row["gap"] for row in losses["at_rise"] if (row["set"], row["rise"]) == ("photos", 2)}
-    term, trick = losses["winner"], losses["rival"]
+    gap = 100 * results("losses_at_rise").query("set == 'photos' and rise == 2").set_index("method")["gap"]
+    term, trick = chosen["losses", "winner"], chosen["losses", "rival"]
     answers["04"] = (f"Not better than an old trick: at 2 % more error the best term (*{term}*) brings back "
                      f"{gap[term]:.0f} % of the missing detail, {trick} {gap[trick]:.0f} %; pushing the "
                      "network to where the ViT looks is in no comparison better at a crack than pushing it elsewhere.")
-    best = max(photos, key=photos.get)
-    hybrid = max(value for name, value in photos.items() if name.startswith("hybrid"))
+    best = photos.idxmax()
+    hybrid = photos[photos.index.str.startswith("hybrid")].max()
     answers["05"] = (f"*{best}* is best on real photographs with {photos[best]:.2f} dB; the best hybrid has "
                      f"{hybrid:.2f}, the U-Net that all networks named unet or hybrid started from "
                      f"{photos['unet_start']:.2f}, BM3D {photos['bm3d']:.2f}.")
-    seconds = {row["notebook"]: row["seconds"] for row in load_results("seconds")["rows"]}
+    seconds = results("seconds").set_index("notebook")["seconds"]
     lines = ["| notebook | question | answer in one line | seconds |", "| --- | --- | --- | --- |"]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0].lstrip("# ")
@@ -102,7 +99,7 @@ def cost_part():
     """Return the table of what a training costs: crops per second on the CPU as measured, passes as reckoned."""
     lines = ["| network | crops a second, CPU core | 11,000 photographs, CPU core | 1,000,000, CPU core | "
              "1,000,000, one GPU | 1,000,000, eight GPUs |", "| --- | --- | --- | --- | --- | --- |"]
-    billions = {row["method"]: row["gmac"] for row in load_results("comparison")["cost"]}  # multiply-adds at 224 x 224
+    billions = results("cost").set_index("method")["gmac"]  # multiply-adds at 224 x 224
     for name, cost in (("unet_start", "unet"), ("hybrid", "hybrid")):  # each was trained on one core
         card = read_card(name)
         recipe, side = card["recipe"], card["recipe"]["crop"]
@@ -124,6 +121,32 @@ def written(text, parts=None):
     return text
 
 
+def results_table(rows, sigma=50):
+    """Return PSNR in dB of every method on every source at one `sigma`, as lines of text; "" where there is none.
+
+    The mean is formed anew, and only from all sources: one over fewer would not compare.
+
+    Args:
+        rows: DataFrame with method, source, sigma and psnr.
+    """
+    rows = rows[(rows["sigma"] == sigma) & (rows["source"] != "mean")]
+    if rows.empty:
+        return ""
+    table = rows.pivot_table(index="method", columns="source", values="psnr", sort=False)
+    table["mean"] = table.mean(axis=1, skipna=False)
+    table = table.rename_axis(index=None, columns=f"PSNR in dB, sigma {sigma}")
+    return table.to_string(float_format="{:.2f}".format, na_rep="-")
+
+
+def print_results():
+    """Print the scores of data/results/ that there are, the built-in test images and the real photographs."""
+    for name, what in (("synthetic", "Built-in test images"), ("photos", "Real photographs")):
+        with contextlib.suppress(FileNotFoundError):
+            table, origin = results_table(results(name)), results("provenance")
+            made = ", then ".join(origin["revision"][origin["table"] == name])
+            print(f"\n{what} (table {name} in data/results/, revision {made})\n{table}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where README.md is not up to date")
@@ -143,44 +166,3 @@ def main():
 
 if __name__ == "__main__":
     main()
-
-
-def results_table(rows, sigma=50):
-    """Return PSNR (dB) of every method on every source at one `sigma`, as lines of text; "" where there is none.
-
-    >>> print(results_table([{"method": "noisy", "source": "sand", "sigma": 50, "psnr": 14.53},
-    ...                      {"method": "noisy", "source": "terrazzo", "sigma": 50, "psnr": 14.91}]))
-    PSNR in dB, sigma 50  sand terrazzo  mean
-    noisy                14.53    14.91 14.72
-    """
-    rows = [row for row in rows if row.get("sigma", sigma) == sigma and row.get("psnr") is not None
-            and row.get("source") != "mean"]  # it is formed anew, and only from all sources
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    sources = list(dict.fromkeys(row.get("source", "all") for row in rows))
-    values = {(row["method"], row.get("source", "all")): row["psnr"] for row in rows}
-    if not rows:
-        return ""
-    first = f"PSNR in dB, sigma {sigma}"
-    widths = [max(map(len, [first, *methods])), *(max(len(source), 5) + 1 for source in [*sources, "mean"])]
-    lines = [[first, *sources, "mean"]]
-    for method in methods:
-        found = [values.get((method, source)) for source in sources]
-        mean = sum(found) / len(found) if None not in found else None  # a mean over fewer sources would not compare
-        lines.append([method, *("-" if value is None else f"{value:.2f}" for value in [*found, mean])])
-    return "\n".join(line[0].ljust(widths[0]) + "".join(v.rjust(w) for v, w in zip(line[1:], widths[1:], strict=True))
-                     for line in lines)
-
-
-def print_results():
-    """Print the tables of `data/results/` that there are: the built-in test pictures and the real photographs."""
-    for name, what in (("baselines", "Built-in test pictures"), ("photos", "Real photographs")):
-        with contextlib.suppress(FileNotFoundError):
-            results = load_results(name)
-            table = results_table(results.get("rows", []))
-            made = ", then ".join(part.get("revision", "unknown") for part in (results, *results.get("updates", [])))
-            if table:
-                print(f"\n{what} (data/results/{name}.json, revision {made})\n{table}")
-
-
-if __name__ == "__main__":
-    print_results()

@@ -1,8 +1,9 @@
-"""Measure every method on the fixed test sets and write data/results/*.json.
+"""Measure every method on the fixed test sets and write the tables of data/results/ about denoisers.
 
-    python -m lab.report baselines                the built-in test set: drawn surfaces and photo-texture
+    python -m lab.report synthetic                the built-in test set: drawn surfaces and photo-texture
     python -m lab.report photos                   all test tiles of CRACK_PHOTOS
     python -m lab.report surfaces                 drawn surfaces against the photographs of CRACK_PHOTOS
+    python -m lab.report differences              networks against BM3D and the U-Net, from the tiles of `photos`
     python -m lab.report student                  what the built-in ViT sees under noise, on those photographs
     python -m lab.report photos --methods bm3d    measure only these now; the full report then finds them done
     python -m lab.report photos --methods unet --into    and put them into the results that there are
@@ -18,6 +19,7 @@ from collections import defaultdict
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
@@ -25,14 +27,15 @@ from tqdm import tqdm
 from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
 from helpers.data import open_dataset
 from helpers.denoise import denoise
-from helpers.project import data_dir, env_path, load_results, write_json
+from helpers.project import data_dir, env_path, results, write_json
+from lab.aggregate import interval, item_rows, per_source, quotient, with_mean
 from lab.filters import FILTERS, GRIDS, search
-from lab.intervals import ratio_of_means
 from lab.measures import evaluate_image, legibility_ap
-from lab.provenance import provenance, save_results
+from lab.provenance import provenance
 from lab.report_student import report_student
 from lab.student import TEACHER
-from lab.surface_stats import surface_statistics
+from lab.surface_stats import passed, surface_statistics
+from lab.tables import save_tables
 from surfaces.files import atomic_path
 
 SIGMAS = (15, 25, 50)
@@ -126,86 +129,64 @@ def measure(samples, function, read, label):
     return dict(columns)
 
 
-def rows_of(method, sigma, items, columns):
-    """Return one row per source and one, "mean", in which the sources weigh equally."""
-    sources = list(dict.fromkeys(item.source for item in items))
-    rows = []
-    for source in sources:
-        here = [i for i, item in enumerate(items) if item.source == source]
-        value = {figure: np.array(columns[figure], float)[here] for figure in columns}
-        rows.append({
-            "method": method, "source": source, "sigma": sigma, "n": len(here), "mse": value["mse"].mean(),
-            "psnr": (-10 * np.log10(value["mse"])).mean(), "ssim": value["ssim"].mean(),
-            "sharpness": ratio_of_means(value["sharpness"], value["sharpness_clean"]),
-            "aligned_sharpness": ratio_of_means(value["aligned_numerator"], value["aligned_denominator"]),
-            "mse_crack": np.nanmean(value["mse_crack"]), "mse_rest": np.nanmean(value["mse_rest"]),
-            **{figure: np.nanmean(value[figure]) if np.isfinite(value[figure]).any() else np.nan
-               for figure in ("legibility", "legibility_outside")},
-        })
-    figures = [figure for figure in rows[0] if figure not in ("method", "source", "sigma", "n")]
-    mean = {figure: np.mean([row[figure] for row in rows]) for figure in figures}
-    return [*rows, {"method": method, "source": "mean", "sigma": sigma, "n": len(items), **mean}]
+def denoiser_rows(items):
+    """Return the rows of `photos` from those of `photos_items`: one per source, and "mean" with equal weights."""
+    items = items.assign(psnr=-10 * np.log10(items["mse"]))
+    rows = per_source(items, ["method", "sigma"])
+    rows["sharpness"] = quotient(rows, "sharpness", "sharpness_clean")
+    rows["aligned_sharpness"] = quotient(rows, "aligned_numerator", "aligned_denominator")
+    columns = ["method", "source", "sigma", "n", "mse", "psnr", "ssim", "sharpness", "aligned_sharpness", "mse_crack",
+               "mse_rest", "legibility", "legibility_outside"]
+    return with_mean(rows[columns], ["method", "sigma"])
 
 
-def report(name, photos, only=None, sigmas=SIGMAS, skip=(), into=False):
-    """Measure the test set (built-in, or `photos`) at every sigma; write results `name` when complete.
+def report(name, photos, only=(), sigmas=SIGMAS, skip=(), into=False):
+    """Measure the test set ("synthetic", or `photos`) at every sigma; write table `name`, `<name>_items`, `filters`.
 
-    With `only` nothing is written, or, `into` the results that there are, the rows of these methods (`merged`).
+    With `only` nothing is written, or, `into` the tables that there are, the rows of these methods.
     """
-    wanted = {"noisy", *only} if into else set(only or ())
-    rows, per_item, parameters, items = [], {}, {}, None
+    wanted = {"noisy", *only} if into else set(only)
+    parts, filters = [], []
     for sigma in sigmas:
         read, reader_key = reader() if sigma == 50 else (None, None)  # crack legibility: at the standard noise
         dataset = open_dataset("test", photos=photos, sigma=sigma)
-        items = dataset.items
         samples = None
-        parameters[str(sigma)] = chosen_parameters(sigma, wanted)
+        filters += [{"set": {"synthetic": "built-in"}.get(name, name), "sigma": sigma, "method": method,
+                     "arguments": json.dumps(arguments)}
+                    for method, arguments in chosen_parameters(sigma, wanted).items()]
         for method, key, function in methods(sigma, wanted):
             if f"{method}|{sigma}" in skip:
                 continue
             if samples is None:
                 samples = [dataset[i] for i in range(len(dataset))]
-            full_key = {"method": method, **key, "sigma": sigma, "pictures": [item.name for item in items],
+            full_key = {"method": method, **key, "sigma": sigma, "pictures": [item.name for item in dataset.items],
                         "reader": reader_key, "content": content_key(samples)}
             columns = cached(full_key, partial(measure, samples, function, read, f"{method} {sigma}"))
-            rows += rows_of(method, sigma, items, columns)
-            per_item[f"{method}|{sigma}"] = columns
-            print(f"{method:14} sigma {sigma:2}  {rows[-1]['psnr']:6.2f} dB  SSIM {rows[-1]['ssim']:.3f}", flush=True)
+            parts.append(item_rows(dataset.items, columns, method=method, sigma=sigma))
+            mean = denoiser_rows(parts[-1]).iloc[-1]
+            print(f"{method:14} sigma {sigma:2}  {mean.psnr:6.2f} dB  SSIM {mean.ssim:.3f}", flush=True)
+    if only and not into:
+        return
+    items = pd.concat(parts)
     command = " ".join(["python -m lab.report", name, *(["--skip", *map(repr, skip)] if skip else []),
                         *(["--methods", *only, "--into"] if into else [])])
-    if not only:
-        save_results(name, {**provenance(command, 0), "parameters": parameters,
-                            "rows": rows, "items": [list(item) for item in items], "per_item": per_item})
-    elif into:
-        results = merged(load_results(name), rows, per_item, {**provenance(command, 0), "methods": only})
-        for sigma, found in parameters.items():
-            results["parameters"][sigma] |= found
-        save_results(name, results)
+    save_tables({name: denoiser_rows(items), f"{name}_items": items, "filters": filters}, provenance(command, 0),
+                methods=only)
 
 
-def merged(results, rows, per_item, note):
-    """Return `results` with rows and figures of the methods in `note` replaced or added; "updates" keeps the `note`.
-
-    "noisy", measured again among them, must have the figures that it had, to three digits.
-
-    Raises:
-        ValueError: the results are of other pictures, another noise or another reader; a method was not measured.
-    """
-    if missing := sorted(set(note["methods"]) - {row["method"] for row in rows}):
-        raise ValueError(f"no method or no checkpoint {', '.join(missing)}")
-    def figures(per_item, key):  # those of the segmenter differ in the last digit between machines
-        found = per_item.get(key, {})
-        return np.array(list(found.values()) if isinstance(found, dict) else found, float)
-
-    noisy = [key for key in per_item if "noisy" in key.split("|")]
-    before, now = ([figures(part, key) for key in noisy] for part in (results["per_item"], per_item))
-    if not noisy or any(a.shape != b.shape or not np.allclose(a, b, rtol=3e-4, equal_nan=True)
-                        for a, b in zip(before, now, strict=True)):
-        raise ValueError("these results are of other pictures or other noise: measure all methods anew")
-    new = {(row["method"], row.get("sigma")) for row in rows}
-    kept = [row for row in results["rows"] if (row["method"], row.get("sigma")) not in new]
-    return {**results, "updates": [*results.get("updates", []), note], "rows": kept + rows,
-            "per_item": results["per_item"] | per_item}
+def differences(items):
+    """Return the rows of `photos_differences` from those of `photos_items`: PSNR at sigma 50, mean and each source."""
+    items = items[items["sigma"] == 50].assign(psnr=lambda tiles: -10 * np.log10(tiles["mse"]))
+    tiles = {method: part.reset_index(drop=True) for method, part in items.groupby("method", sort=False)}
+    networks = [name for name in DENOISERS if name.startswith(("unet", "hybrid")) and name in tiles]
+    rows = []
+    for method in sorted(networks, key="unet_start".__eq__):  # the one that all others started from comes last
+        for against in (name for name in ("bm3d", "unet_start") if name in tiles and name != method):
+            mine, other = tiles[method], tiles[against]
+            rows += [{"method": method, "against": against, "source": source,
+                      **interval(part["psnr"], other["psnr"][part.index], part)}
+                     for source, part in [("mean", mine), *mine.groupby("source", sort=False)]]
+    return rows
 
 
 def content_key(samples):
@@ -218,43 +199,48 @@ def content_key(samples):
 
 
 def report_surfaces(photos):
-    """Write results "surfaces": statistics of kinds beside real sources, drawn-only against photographs-only."""
-    rows = []
+    """Write `surfaces`, statistics of kinds beside real sources, and `trained_on`, drawn-only against photographs-only.
+    """
+    parts = []
     for name in ("unet_photos_only", "unet_drawn_only"):
         model, key = load(name), {"method": name, "sha256": sha256(checkpoint_path(name))}
         dataset = open_dataset("test", photos=photos)
         samples = [dataset[i] for i in range(len(dataset))]
         columns = cached({**key, "content": content_key(samples)},
                          partial(measure, samples, partial(denoise, model), None, name))
-        rows += rows_of(name, 50, dataset.items, columns)
-        print(name, [(row["source"], round(row["psnr"], 2)) for row in rows if row["method"] == name], flush=True)
+        parts.append(item_rows(dataset.items, columns, method=name, sigma=50))
+        print(denoiser_rows(parts[-1])[["method", "source", "psnr"]].to_string(index=False), flush=True)
     statistics = surface_statistics(photos)
-    save_results("surfaces", {**provenance("python -m lab.report surfaces", 0), "statistics": statistics,
-                              "rows": rows})
+    save_tables({"trained_on": denoiser_rows(pd.concat(parts)), "surfaces": statistics},
+                provenance("python -m lab.report surfaces", 0),
+                surfaces={"drawings": 100, "first_seed": 0, "passed": passed(statistics)})
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("baselines", "photos", "student", "surfaces"))
-    parser.add_argument("--methods", nargs="+", help="measure only these now; nothing is written to data/results")
-    parser.add_argument("--into", action="store_true", help="with --methods: put them into the results that there are")
+    parser.add_argument("what", choices=("synthetic", "photos", "differences", "student", "surfaces"))
+    parser.add_argument("--methods", nargs="+", default=(), help="measure only these now; no table is written")
+    parser.add_argument("--into", action="store_true", help="with --methods: put them into the tables that there are")
     parser.add_argument("--skip", nargs="+", default=[], metavar="METHOD|SIGMA", help='leave out, such as "bm3d|15"')
     parser.add_argument("--teacher", default=TEACHER,
                         help="folder or Hub name of the student's teacher (default: DENOISE_TEACHER, else %(default)s)")
     options = parser.parse_args()
-    if options.into and not (options.methods and options.what in ("baselines", "photos")):
-        parser.error("--into goes with --methods, for baselines and photos")
+    if options.into and not (options.methods and options.what in ("synthetic", "photos")):
+        parser.error("--into goes with --methods, for synthetic and photos")
     photos = env_path("CRACK_PHOTOS")
-    if options.what != "baselines" and not photos:
+    if options.what not in ("synthetic", "differences") and not photos:
         parser.error("set CRACK_PHOTOS to a folder of photographs")
     if options.what == "surfaces":
         report_surfaces(photos)
+    elif options.what == "differences":
+        save_tables({"photos_differences": differences(results("photos_items"))},
+                    provenance("python -m lab.report differences", 0))
     elif options.what == "student":
         report_student(photos, options.teacher)
     elif options.what == "photos":
         report("photos", photos, options.methods, skip=options.skip, into=options.into)
     else:  # BM3D takes seconds a picture and needs a package that not everybody may use: photographs only
-        report("baselines", False, options.methods, sigmas=(50,), skip=["bm3d|50"], into=options.into)
+        report("synthetic", False, options.methods, sigmas=(50,), skip=["bm3d|50"], into=options.into)
 
 
 if __name__ == "__main__":

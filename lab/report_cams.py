@@ -1,6 +1,6 @@
-"""Write data/results/cams.json: what the maps find, the controls, and whether the denoiser uses what they show.
+"""Write the `cams` tables: what the maps find, the controls, and whether the denoiser uses what they show.
 
-    CRACK_PHOTOS=... DENOISE_TEACHER=... python -m lab.report_cams              all parts, then the results
+    CRACK_PHOTOS=... DENOISE_TEACHER=... python -m lab.report_cams              all parts, then the tables
     python -m lab.report_cams --parts maps settings                              only measure these now
 
 What was measured is kept in data/cache/report/ until a network or a picture changes, so that a report that was stopped
@@ -8,9 +8,9 @@ goes on where it was. Cracked tiles only.
 """
 
 import argparse
-from functools import partial
+from functools import cached_property, partial
 
-import numpy as np
+import pandas as pd
 import torch
 
 from helpers.cam import LAYERS, SharedMap, layers_of
@@ -18,7 +18,15 @@ from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
 from helpers.data import open_dataset
 from helpers.project import env_path
 from helpers.vit import open_vit
-from lab.cam_interventions import randomised_unets, randomised_vits, replace_tokens, sanity, zero_features
+from lab.aggregate import interval, item_rows, mean_of_sources, rounded, source_rows
+from lab.cam_interventions import (
+    intervention_rows,
+    randomised_unets,
+    randomised_vits,
+    replace_tokens,
+    sanity,
+    zero_features,
+)
 from lab.cam_measures import (
     FROM_FEATURES,
     choose_setting,
@@ -35,10 +43,11 @@ from lab.cam_measures import (
     shuffled_and_mean,
 )
 from lab.intervals import holm
-from lab.provenance import provenance, save_results
+from lab.provenance import provenance
 from lab.report import cached, content_key
-from lab.rows import interval, loss_rows, of_sources, rows_of
 from lab.student import TEACHER
+from lab.tables import save_tables
+from surfaces.draw import KINDS
 
 SIGMAS = (0, 15, 25, 50)
 TRAIN_TILES = 240  # spread over the sources; those with a crack among them choose setting, threshold and sign
@@ -126,7 +135,7 @@ class Work:
             return {"columns": columns, "directions": {n: d.tolist() for n, d in directions.items()}}
         kept = self.kept("choice", train, choose, model=self.digests["student"])
         directions = {name: torch.tensor(values) for name, values in kept["directions"].items()}
-        mean = {setting: of_sources(values, train) for setting, values in kept["columns"].items()}
+        mean = {setting: mean_of_sources(values, train) for setting, values in kept["columns"].items()}
         best = max(mean, key=mean.get)
         if best != SETTING:
             raise SystemExit(f"{best} is the best setting on train tiles, helpers.cam.LAYERS says {LAYERS}")
@@ -162,12 +171,15 @@ class Work:
                 for name in ("sato", "darkness", "oracle 14 x 14")}
         return {"iou": iou, "evidence": measure_evidence(train, samples, train_maps, maps)}
 
+    @cached_property
+    def shared_map(self):
+        """The setting's map, fitted on all train tiles."""
+        train = torch.stack([s.noisy for s in self.samples("photos", 50, "train")])
+        return SharedMap.fit(self.networks["student"], train)
+
     def map_of(self, sample):
         """Return the setting's map of a sample, for the interventions."""
-        if not hasattr(self, "_shared"):
-            train = torch.stack([s.noisy for s in self.samples("photos", 50, "train")])
-            self._shared = SharedMap.fit(self.networks["student"], train)
-        return {"map": self._shared(sample.noisy[None])[0].numpy()}
+        return {"map": self.shared_map(sample.noisy[None])[0].numpy()}
 
     def variants(self, samples):
         """Yield (words, maps) of the same recipe with other ViTs and with directions from the drawn surfaces."""
@@ -200,58 +212,79 @@ class Work:
             models=[self.digests["student"], self.digests["unet"]])
 
 
+def tiles_of(samples, columns, **words):
+    """Return a row per tile (see `item_rows`), the drawn kinds as one source."""
+    return item_rows(samples, columns, **words).replace({"source": dict.fromkeys(KINDS, "drawn")})
+
+
+def rows_of(tiles, *by):
+    """Return a row per source and "mean", four digits."""
+    return rounded(source_rows(pd.concat(tiles), by))
+
+
+def differences(items, best):
+    """Return the rows of `cams_differences` about maps from those of `cams_items`: the setting minus all controls.
+
+    `p_holm` is of the means only; the best two filters are held against the map in each source, too.
+    """
+    names = (items["network"] + "|" + items["layer"] + "|" + items["method"]).str.removeprefix("student|").where(
+        items["layer"] == "setting", items["network"] + "|" + items["layer"] + "|" + items["method"])
+    maps = {name: part.reset_index(drop=True) for name, part in items.groupby(names, sort=False)}
+    mine = maps[f"setting|{best}"]
+    controls = [name for name in maps if name.startswith(("control|", "setting|", "random")) and "oracle" not in name
+                and name != f"setting|{best}"]
+    rows = pd.DataFrame([{"a": best, "b": name, "figure": "auc", "source": "mean",
+                          **interval(mine["auc"], maps[name]["auc"], mine)}
+                         for name in [*controls, "student|block 5|EigenCAM"]])
+    known = rows["p"].notna()  # there is no p-value where there is no interval
+    rows.loc[known, "p_holm"] = holm(rows.loc[known, "p"])
+    return pd.concat([rows, pd.DataFrame([
+        {"a": best, "b": name, "figure": "auc", "source": source,
+         **interval(part["auc"], maps[name]["auc"][part.index], part)}
+        for name in ("control|picture|sato", "control|picture|darkness")
+        for source, part in mine.groupby("source", sort=False)])], ignore_index=True)
+
+
 def collate(work, parts):
-    """Put everything together and write the results."""
-    maps, gradients, signs, settings = parts["maps"], parts["gradients"], parts["signs"], parts["settings"]
-    rows, per_item, best = [], {}, settings["best"]
-    for (which, sigma, network), columns in [*maps.items(), *gradients.items()]:
-        samples = work.samples(which, sigma)
-        for key, values in columns.items():
-            layer, method = key.split("|")
-            rows += rows_of(values, samples, set=which, sigma=sigma, network=network, layer=layer, method=method)
-            if sigma == 50 and which == "photos":
-                per_item[f"{network}|{key}"] = values["auc"]
-    for (which, sigma), columns in settings["columns"].items():
-        for method, values in columns.items():
-            rows += rows_of(values, work.samples(which, sigma), set=which, sigma=sigma, network="student",
-                            layer="setting", method=method)
-            if sigma == 50 and which == "photos":
-                per_item[f"setting|{method}"] = values["auc"]
-    samples = work.samples("photos")
-    mine = per_item[f"setting|{best}"]
-    wanted = ("control|", "setting|", "random")
-    controls = {key: values for key, values in per_item.items()
-                if key.startswith(wanted) and "oracle" not in key and key != f"setting|{best}"}
-    controls["student|block 5|EigenCAM"] = per_item["student|block 5|EigenCAM"]
-    differences = [{"a": best, "b": key, "figure": "auc", **interval(mine, values, samples)}
-                   for key, values in controls.items()]
-    for row, corrected in zip(differences, holm([row["p"] for row in differences]), strict=True):
-        row["p_holm"] = float(corrected)
-    differences += [{"a": best, "b": key, "figure": "auc", "source": source, **interval(
-        *(np.array(values)[[s.source == source for s in samples]] for values in (mine, per_item[key])),
-        [s for s in samples if s.source == source])}
-        for key in ("control|picture|sato", "control|picture|darkness")
-        for source in dict.fromkeys(s.source for s in samples)]
+    """Put everything together and write the tables."""
+    signs, settings, best = parts["signs"], parts["settings"], parts["settings"]["best"]
+    # every map: of all layers and methods, and of the setting with its controls
+    measured = [(which, sigma, network, *key.split("|"), values) for (which, sigma, network), columns in
+                [*parts["maps"].items(), *parts["gradients"].items()] for key, values in columns.items()]
+    measured += [(which, sigma, "student", "setting", method, values)
+                 for (which, sigma), columns in settings["columns"].items() for method, values in columns.items()]
+    tiles = [tiles_of(work.samples(which, sigma), values, set=which, sigma=sigma, network=network, layer=layer,
+                      method=method) for which, sigma, network, layer, method, values in measured]
+    items = pd.concat(tiles).query("set == 'photos' and sigma == 50")[
+        ["network", "layer", "method", "name", "photo", "group", "source", "auc"]]
+    samples, train = work.samples("photos"), work.samples("photos", 50, "train")
     evidence = settings["evidence"]
-    differences.append({"a": "filters and map", "b": "filters", "figure": "ap",
-                        **interval(evidence["filters and map"], evidence["filters"], samples)})
-    save_results("cams", {
-        **provenance("python -m lab.report_cams", 0), "teacher": work.networks["teacher"].name,
-        "digests": work.digests, "best": best, "rows": rows,
-        "signs": [row for (split, network), columns in signs.items() for key, values in columns.items() for row in
-                  rows_of({"auc": values}, work.samples("photos", 50, split), split=split, network=network,
-                          **dict(zip(("layer", "method", "rule"), key.split("|"), strict=True)))],
-        "choice": [row for setting, values in settings["train"].items() for row in
-                   rows_of({"auc": values}, work.samples("photos", 50, "train"), setting=setting)],
-        "differences": differences,
-        "evidence": [row for name, values in evidence.items() for row in
-                     rows_of({"ap": values}, samples, method=name)],
-        "iou": [row for name, (threshold, values) in settings["iou"].items() for row in
-                rows_of({"iou": values}, samples, method=name, threshold=threshold)],
-        **{what: loss_rows(dict(columns), samples, {"tokens": "replacement", "features": "stage"}[what])
-           for what, columns in parts["interventions"].items()},
-        "sanity": parts["sanity"], "items": [[s.name, s.photo, s.group, s.source] for s in samples],
-        "per_item": per_item})
+    added = {"a": "filters and map", "b": "filters", "figure": "ap", "source": "mean",
+             **interval(evidence["filters and map"], evidence["filters"], samples)}
+    cuts = parts["interventions"]
+    save_tables({
+        "cams": rows_of(tiles, "set", "sigma", "network", "layer", "method"), "cams_items": items,
+        "cams_signs": rows_of([
+            tiles_of(work.samples("photos", 50, split), {"auc": values}, split=split, network=network,
+                     **dict(zip(("layer", "method", "rule"), key.split("|"), strict=True)))
+            for (split, network), columns in signs.items() for key, values in columns.items()],
+            "split", "network", "layer", "method", "rule"),
+        "cams_choice": rows_of([tiles_of(train, {"auc": values}, setting=setting)
+                                for setting, values in settings["train"].items()], "setting"),
+        "cams_differences": pd.concat([differences(items, best), pd.DataFrame([added])], ignore_index=True),
+        "cams_evidence": rows_of([tiles_of(samples, {"ap": values}, method=name)
+                                  for name, values in evidence.items()], "method"),
+        "cams_iou": rows_of([tiles_of(samples, {"iou": values}, method=name, threshold=threshold)
+                             for name, (threshold, values) in settings["iou"].items()], "method", "threshold"),
+        "cams_interventions": [
+            *({"network": "hybrid", "layer": "tokens", "replacement": what, **row}
+              for what, row in intervention_rows(cuts.get("tokens", {}), samples)),
+            *({"network": "unet", "layer": what, "replacement": "zero", **row}
+              for what, row in intervention_rows(cuts["features"], samples))],
+        "cams_sanity": parts["sanity"]},
+        provenance("python -m lab.report_cams", 0),
+        cams={"teacher": work.networks["teacher"].name, "best": best,
+              **{f"sha256 of {network}": digest for network, digest in work.digests.items()}})
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Write data/results/comparison.json: what photos.json and baselines.json do not have.
+"""Write the tables of what `photos` and `synthetic` do not have: `unseen`, `cost`, `hybrids_interventions` and others.
 
     CRACK_PHOTOS=... python -m lab.report_comparison
     CRACK_PHOTOS=... python -m lab.report_comparison --methods unet    only these, the rest as it was
@@ -14,6 +14,7 @@ import sys
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 from skimage.restoration import estimate_sigma
 from tqdm import tqdm
@@ -23,14 +24,15 @@ from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
 from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.metrics import psnr
-from helpers.project import env_path, load_results
+from helpers.project import env_path
 from helpers.vit import open_vit
-from lab.cam_interventions import replace_tokens
+from lab.aggregate import item_rows, source_rows
+from lab.cam_interventions import intervention_rows, replace_tokens
 from lab.cost import cost_rows, peak_memory
 from lab.filters import FILTERS
-from lab.provenance import provenance, save_results
-from lab.report import DENOISERS, cached, content_key, measure_legibility, merged, numpy_picture, reader
-from lab.rows import loss_rows
+from lab.provenance import provenance
+from lab.report import DENOISERS, cached, content_key, measure_legibility, numpy_picture, reader
+from lab.tables import save_tables
 from lab.unseen import UNSEEN, Familiar, mean_tokens
 
 FILTERED = ("nlm", "wavelet")  # the quick ones; they are told the noise that scikit-image estimates
@@ -58,23 +60,15 @@ def methods():
         yield name, {"sha256": sha256(checkpoint_path(name))}, partial(denoise, load(name))
 
 
-def with_mean(values, source):
-    """Return {source: mean of its values} and "mean", in which the sources weigh equally."""
-    values = np.array(values, float)  # NaN where a figure is not defined
-    means = {str(name): float(np.nanmean(values[source == name])) for name in dict.fromkeys(source)}
-    return means | {"mean": float(np.mean(list(means.values())))}
-
-
 def tested(samples, make, function):
     """Return the PSNR in dB of every sample under a noise."""
     return [round(psnr(function(make(s.clean, s.name)), s.clean), 4) for s in samples]
 
 
-def unseen_rows(sets, only=None):
-    """Return rows of PSNR in dB per method, noise and source, and the values per picture; of the methods `only`."""
-    rows, per_item = [], {}
+def unseen_items(sets, only=None):
+    """Return the rows of `unseen_items`: PSNR in dB per method, noise and image; of the methods `only`."""
+    parts = []
     for which, samples in sets.items():
-        source = np.array([sample.source for sample in samples])
         content = content_key(samples)
         for name, key, function in methods():
             if only and name not in only:
@@ -82,31 +76,34 @@ def unseen_rows(sets, only=None):
             for noise, make in UNSEEN.items():
                 values = cached({"unseen": noise, "method": name, **key, "content": content,
                                  "names": [s.name for s in samples]}, partial(tested, samples, make, function))
-                words = {"method": name, "set": which, "noise": noise}
-                rows += [{**words, "source": kind, "n": int((source == kind).sum()) or len(samples), "psnr": value}
-                         for kind, value in with_mean(values, source).items()]
-                per_item[f"{which}|{name}|{noise}"] = values
+                parts.append(item_rows(samples, {"psnr": values}, set=which, noise=noise, method=name))
             print(which, name, flush=True)
-    return rows, per_item
+    return pd.concat(parts).drop(columns="has_mask")
+
+
+def unseen_rows(items):
+    """Return the rows of `unseen` from those of `unseen_items`."""
+    return source_rows(items, ["method", "set", "noise"])
 
 
 def clean_legibility(dataset):
-    """Return {source: average precision of the segmenter on the clean pictures}, and their mean."""
+    """Return the rows of `legibility_of_clean`: average precision of the segmenter on the clean images."""
     read, key = reader()
     samples = [sample for sample in (dataset[i] for i in range(len(dataset))) if sample.mask.any()]
     key = {"legibility": "clean", "reader": key, "content": content_key(samples), "n": len(samples)}
     values = cached(key, lambda: [measure_legibility(numpy_picture(s.clean), s.mask.numpy(), read)["legibility"]
                                   for s in tqdm(samples)])
-    return with_mean(values, np.array([sample.source for sample in samples]))
+    return source_rows(item_rows(samples, {"legibility": values}, method="clean"), ["method"])[["source", "legibility"]]
 
 
 def intervention(samples, train, name):
-    """Return rows of the token intervention in hybrid `name`, as in cams.json."""
+    """Return rows of the token intervention in hybrid `name`, as in `cams_interventions`."""
     key = {"tokens": name, "sha256": sha256(checkpoint_path(name)), "content": content_key(samples), "n": len(samples)}
     vit = open_vit()
     columns = cached(key, lambda: replace_tokens(samples, load(name), lambda sample: {
         "map": activation_map(vit, sample.noisy, "block 5").raw}, train))
-    return [{"method": name, **row} for row in loss_rows(dict(columns), samples, "replacement") if row["k"] == 20]
+    return [{"method": name, "replacement": what, **row} for what, row in intervention_rows(columns, samples)
+            if row["k"] == 20]
 LARGE = """
 import resource, sys, time
 import numpy as np
@@ -120,29 +117,31 @@ print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_m
 
 
 def large(name):
-    """Return {"seconds", "peak MB"} of a 12-megapixel photograph in a process of its own, libraries included."""
+    """Return {"seconds_12mp", "peak_mb_12mp"} of a photograph in a process of its own, libraries included."""
     done = subprocess.run([sys.executable, "-c", LARGE, name], capture_output=True, text=True, check=True)
     seconds, peak = map(float, done.stdout.split())
-    return {"seconds": round(seconds, 1), "peak MB": round(peak)}
+    return {"seconds_12mp": round(seconds, 1), "peak_mb_12mp": round(peak)}
 
 
 def costs():
-    """Return rows of cost: per picture of 224 x 224, and of 12 megapixels for the two that people use."""
+    """Return the rows of `cost`: per image of 224 x 224, and of 12 megapixels for the two that people use."""
     models = {name: load(name) for name in ("conv", "unet", "hybrid_classic", "hybrid") if name in checkpoint_names()}
     rows = cost_rows(models)
     picture = torch.rand(1, 3, 224, 224)
     for row in rows:
         model = models[row["method"]]
         with torch.inference_mode():
-            row["MB"] = peak_memory(lambda model=model: model(picture), torch.device("cpu")) / 1e6
+            row["peak_mb"] = peak_memory(lambda model=model: model(picture), torch.device("cpu")) / 1e6
         if row["method"] in ("unet", "hybrid"):
-            row |= cached({"large": row["method"], "sha256": sha256(checkpoint_path(row["method"]))},
+            row |= cached({"large photograph": row["method"], "sha256": sha256(checkpoint_path(row["method"]))},
                           partial(large, row["method"]))
-    return rows
+    return pd.DataFrame(rows, dtype=object).rename(columns={
+        "weights": "weights_millions", "trained": "trained_millions", "vit share": "vit_share_percent"})
 
 
 def familiar(photos):
-    """Return the known vectors and, of test tiles and of other photographs, how many are called unlike them."""
+    """Return the rows of `familiar_vectors`, and settings: whose they are, how many test tiles are called unlike them.
+    """
     vit = open_vit()
     drawn = open_dataset("train", photos=False, sigma=(5, 60), length=40)
     real = open_dataset("train", photos=photos, sigma=(5, 60), length=120)
@@ -150,13 +149,13 @@ def familiar(photos):
     known = np.round(known.numpy(), 3)
     test = some(open_dataset("test", photos=photos), 12)
     far = Familiar(known)(mean_tokens(vit, [sample.noisy for sample in test]))
-    return {"known": known.tolist(), "vit": vit.sha256, "test tiles": len(test),
-            "test tiles unlike": int((far > 1).sum())}
+    return (pd.DataFrame(known, columns=[f"channel_{n}" for n in range(known.shape[1])]),
+            {"vit_sha256": vit.sha256, "test_tiles": len(test), "test_tiles_unlike": int((far > 1).sum())})
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", help="measure only these, and put them into the results that there are")
+    parser.add_argument("--methods", nargs="+", help="measure only these, and put them into the tables that there are")
     options = parser.parse_args()
     if found := set(options.methods or ()) & set(TOKENS_OF):
         parser.error(f"of {', '.join(sorted(found))} more is measured: measure all anew")
@@ -166,20 +165,20 @@ def main():
     test = open_dataset("test", photos=photos)
     sets = {"photos": some(test, PER_SOURCE["photos"]),
             "built-in": some(open_dataset("test", photos=False), PER_SOURCE["built-in"])}
+    command = "python -m lab.report_comparison"
     if options.methods:
-        command = f"python -m lab.report_comparison --methods {' '.join(options.methods)}"
-        return save_results("comparison", merged(
-            load_results("comparison"), *unseen_rows(sets, {"noisy", *options.methods}),
-            {**provenance(command, 0), "methods": options.methods}))
-    rows, per_item = unseen_rows(sets)
+        items = unseen_items(sets, {"noisy", *options.methods})
+        return save_tables({"unseen": unseen_rows(items), "unseen_items": items},
+                           provenance(f"{command} --methods {' '.join(options.methods)}", 0), options.methods)
+    items = unseen_items(sets)
     cracked = [sample for sample in sets["photos"] if sample.mask.any()][::2]
     train = open_dataset("train", photos=photos, length=24)
     tokens = [row for name in TOKENS_OF if name in checkpoint_names()
               for row in intervention(cracked, [train[i] for i in range(len(train))], name)]
-    save_results("comparison", {
-        **provenance("python -m lab.report_comparison", 0), "rows": rows, "tokens": tokens, "cost": costs(),
-        "legibility of clean": clean_legibility(test), "familiar": familiar(photos), "per_item": per_item,
-        "items": {which: [[s.name, s.photo, s.group, s.source] for s in samples] for which, samples in sets.items()}})
+    vectors, chosen = familiar(photos)
+    save_tables({"unseen": unseen_rows(items), "unseen_items": items, "hybrids_interventions": tokens, "cost": costs(),
+                 "legibility_of_clean": clean_legibility(test), "familiar_vectors": vectors},
+                provenance(command, 0), familiar=chosen)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Write data/results/losses.json from the runs of lab/retrain.py: curves, what costs nothing, artefacts, intervals.
+"""Write the `losses` tables from the runs of lab/retrain.py: curves, what costs nothing, artefacts, intervals.
 
-    CRACK_PHOTOS=... python -m lab.report_losses                 the results
+    CRACK_PHOTOS=... python -m lab.report_losses                 the tables
     python -m lab.report_losses --ship                           and the shipped checkpoints, from their runs
 
-A *curve* (``loss_curves.py``) is a method's points, one per weight or strength: per cent more MSE than plain MSE with
+A *curve* (`lab/loss_curves.py`) is a method's points, one per weight or strength: per cent more MSE than plain MSE with
 the same budget, and the gap closed in aligned sharpness.
 """
 
@@ -12,18 +12,20 @@ import json
 from dataclasses import asdict, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
 from helpers import checkpoints
 from helpers.noise import noise_generator
 from helpers.project import data_dir, write_json
-from lab.intervals import paired_bootstrap, ratio_of_means
+from lab.aggregate import interval, labels_of, per_source, quotient, rounded
+from lab.loss_curves import RISES, at, by_source, curve, drawn_curves, point, with_interval
 from lab.measures import gap_closed
-from lab.provenance import provenance, save_results
+from lab.provenance import provenance
 from lab.report import cached, reader
 from lab.retrain import BUDGET, PLAN, folder, measure, test_sets, valid_set
-from lab.rows import RISES, at, by_source, curve, drawn_curves, labels_of, point, with_interval
+from lab.tables import save_tables
 
 BASE = "mse-0"
 SHIPPED = {"hybrid_regional": ("sorted", "aligned", "pixel"), "hybrid_frequency": ("frequency",),
@@ -76,7 +78,7 @@ def training_free(digest):
     valid = valid_set()
     found = {"valid": {(method, radius): {s: columns(valid, "valid", method, s, radius, False)
                                           for s in STRENGTHS[method]} for method, radius in settings}}
-    base, labels = load_runs()[BASE]["tested"]["valid"], labels_of(valid)
+    base, labels = load_runs()[BASE]["tested"]["valid"], labels_of(items_of(valid))
     gain = {radius: np.mean([at(curve(found["valid"]["unsharp", radius].values(), base, labels), x) for x in RISES])
             for radius in RADII}
     chosen = max(gain, key=gain.get)
@@ -99,54 +101,51 @@ def load_runs():
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
 
 
+def items_of(dataset):
+    """Return the Items of a data set, or of all of a ConcatDataset's."""
+    return [item for part in getattr(dataset, "datasets", [dataset]) for item in part.items]
+
+
 def rows_of(method, columns, base, labels, **words):
     """Return a row per source and their mean: averages, sharpness, aligned sharpness, gap closed, artefacts."""
-    sources, rows = list(dict.fromkeys(labels["source"])), []
-    source = np.array(labels["source"])
-    extra = [figure for figure in columns if figure.startswith(("checkerboard", "residual_", "auc "))]
-    for name in sources:
-        here, row = source == name, {"method": method, **words, "source": name}
-        value = {figure: np.array(values, float)[here] for figure, values in columns.items()}
-        value["psnr"] = -10 * np.log10(value["mse"])
-        row |= {figure: float(np.nanmean(value[figure])) if figure in value and np.isfinite(value[figure]).any()
-                else None for figure in (*AVERAGED, *extra)}
-        row["sharpness"] = ratio_of_means(value["sharpness"], value["sharpness_clean"])
-        row["aligned_sharpness"] = ratio_of_means(value["aligned_numerator"], value["aligned_denominator"])
-        plain = {figure: np.array(base[figure], float)[here] for figure in ("aligned_numerator", "aligned_denominator")}
-        row["gap"] = gap_closed(row["aligned_sharpness"], ratio_of_means(*plain.values()))
-        rows.append(row)
-    figures = [figure for figure in rows[0] if figure not in ("method", "source", *words)]
-    mean = {figure: [row[figure] for row in rows if row[figure] is not None] for figure in figures}
+    rows = per_source(pd.DataFrame({**labels, **columns, "psnr": -10 * np.log10(columns["mse"])}), [])
+    plain = per_source(pd.DataFrame({**labels, **base}), [])
+    rows["sharpness"] = quotient(rows, "sharpness", "sharpness_clean")
+    rows["aligned_sharpness"], before = (quotient(part, "aligned_numerator", "aligned_denominator")
+                                         for part in (rows, plain))
+    rows["gap"] = pd.Series(map(gap_closed, rows["aligned_sharpness"], before), dtype=float)  # None: there is no gap
+    extra = [name for name in columns if name.startswith(("checkerboard", "residual_", "auc "))]
+    # the mean is of the sources that have a figure; rise and gap of the mean are the curve's
     rise, gap = point(columns, base, labels)
-    rows.append({"method": method, **words, "source": "mean",
-                 **{figure: float(np.mean(values)) if values else None for figure, values in mean.items()},
-                 "gap": gap, "rise": rise})
-    return [{key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
-            for row in rows]
+    mean = {"source": "mean", **rows.mean(numeric_only=True), "rise": rise, "gap": gap}
+    rows = pd.concat([rows, pd.DataFrame([mean])], ignore_index=True)
+    figures = [*AVERAGED, *extra, "sharpness", "aligned_sharpness", "gap", "rise"]
+    return rounded(rows.reindex(columns=["source", *figures])).assign(method=method, **words)
 
 
 def paired(columns, base, figure, labels):
     """Return the paired difference of a figure to the MSE checkpoint, mean of sources, with its interval."""
     a, b = (np.array(part[figure], float) for part in (columns, base))
     kept = np.isfinite(a) & np.isfinite(b)
-    found = paired_bootstrap(a[kept], b[kept], **{k: np.array(v)[kept].tolist() for k, v in labels.items()})
-    row = {key: getattr(found, key) for key in ("difference", "low", "high", "covered", "p")}
+    found = interval(a[kept], b[kept], pd.DataFrame(labels)[kept])
+    row = {"figure": figure, **{name: found[name] for name in ("difference", "low", "high", "covered", "p")}}
     if "mse" in figure:
-        row |= {f"percent_{key}".replace("_difference", ""): 100 * row[key] / by_source(b, labels).mean()
-                for key in ("difference", "low", "high", "covered")}
-    return {"figure": figure, **row}
+        percent = 100 / by_source(b, labels).mean()
+        row |= {"percent": percent * row["difference"],
+                **{f"percent_{name}": percent * row[name] for name in ("low", "high", "covered")}}
+    return row
 COMPARED = ("mse", "mse_crack", "mse_rest", "delta_e", "residual", "legibility", "checkerboard_2", "checkerboard_4",
             "checkerboard_8", "checkerboard_16", "checkerboard_24", "checkerboard_32", "auc encoder 2",
             "auc bottleneck", "auc decoder 2")
 
 
 def report():
-    """Collate everything and write results "losses"; return what is to be shipped and the winning term."""
+    """Collate everything and write the `losses` tables; return what is to be shipped and the winning term."""
     runs = load_runs()
     base = runs[BASE]["tested"]
     free, radius = training_free(runs[BASE]["start"] + BASE)
     datasets = {**test_sets(), "valid": valid_set()}
-    labels = {name: labels_of(dataset) for name, dataset in datasets.items()}
+    labels = {name: labels_of(items_of(dataset)) for name, dataset in datasets.items()}
     terms = dict.fromkeys(run["run"]["term"] for run in runs.values()
                           if run["run"]["start"] == "hybrid" and run["run"]["term"] != "mse")
     curves = {name: {term: [run["tested"][name] for run in runs.values() if run["run"]["term"] == term
@@ -157,14 +156,16 @@ def report():
     score = {method: np.mean(list(values.values())) for method, values in reached["valid"].items()}
     candidates = [term for group in SHIPPED.values() for term in group if term in terms]  # no controls
     winner, rival = (max(names, key=score.get) for names in (candidates, free["valid"]))
-    rows = [row for name in datasets if name != "valid" for run in runs.values() for row in rows_of(
-        run["run"]["term"], run["tested"][name], base[name], labels[name], run=run["name"], set=name,
-        a=run["run"]["a"], seed=run["run"]["seed"], start=run["run"]["start"], sigma=50)]
-    rows += [row for name in datasets if name != "valid" for method, points in free[name].items()
-             for strength, columns in points.items() for row in rows_of(
-                 method, columns, base[name], labels[name], set=name, strength=strength, sigma=50)]
+    tests = [name for name in datasets if name != "valid"]
+    rows = [rows_of(run["run"]["term"], run["tested"][name], base[name], labels[name], set=name, run=run["name"],
+                    strength=np.nan, **{key: run["run"][key] for key in ("a", "seed", "start")}, sigma=50)
+            for name in tests for run in runs.values()]
+    rows += [rows_of(method, columns, base[name], labels[name], set=name, strength=float(strength), sigma=50)
+             for name in tests for method, points in free[name].items() for strength, columns in points.items()]
+    rows = pd.concat(rows, ignore_index=True).astype({"seed": "Int64"})  # whole numbers, of which some are missing
+    first = ["set", "method", "run", "strength", "a", "seed", "start", "sigma", "source"]
     at_rise = []
-    for name in (name for name in datasets if name != "valid"):
+    for name in tests:
         draws = drawn_curves(curves[name], base[name], labels[name])
         kept, plain = with_interval(labels[name], labels[name]), with_interval(base[name], labels[name])
         covered = {method: curve([with_interval(columns, labels[name]) for columns in points], plain, kept)
@@ -180,20 +181,30 @@ def report():
                 at_rise.append(row)
     differences = [{"set": name, "run": run["name"], "against": against, **paired(
         run["tested"][name], runs[against]["tested"][name], figure, labels[name])}
-        for name in datasets if name != "valid" for run in runs.values()
-        for against in rivals_of(run, runs) for figure in COMPARED]
+        for name in tests for run in runs.values() for against in rivals_of(run, runs) for figure in COMPARED]
     shipped = to_ship(runs, base, labels["valid"], winner)
-    save_results("losses", {
-        **provenance("python -m lab.retrain && python -m lab.report_losses", 0), "base": BASE,
-        "start_sha256": runs[BASE]["start"], "budget": checkpoints.read_card(f"losses/{BASE}-weights")["budget"],
-        "data": runs[BASE]["data"], "winner": winner, "rival": rival, "unsharp_radius": radius, "rises": RISES,
-        "shipped": shipped,
-        "runs": [{"name": run["name"], **run["run"], "history": run["history"]} for run in runs.values()],
-        "rows": rows, "at_rise": at_rise, "differences": differences,
-        "items": {name: [list(i) for i in zip(*labels[name].values(), strict=True)] for name in labels},
-        "per_item": {f"{name}|{run['name']}|{figure}": run["tested"][name][figure] for name in datasets
-                     for run in runs.values() for figure in ("mse", "aligned_numerator")}})
+    save_tables({
+        "losses": rows[[*first, *rows.columns.drop(first)]], "losses_at_rise": at_rise,
+        "losses_differences": differences, "losses_history": history_rows(runs),
+        "losses_items": pd.concat([pd.DataFrame({
+            "set": name, "run": run["name"], "item": range(len(labels[name]["photo"])),
+            **{what: labels[name][what] for what in ("photo", "group", "source")},
+            **{figure: run["tested"][name][figure] for figure in ("mse", "aligned_numerator")}})
+            for name in datasets for run in runs.values()])},
+        provenance("python -m lab.retrain && python -m lab.report_losses", 0),
+        losses={"base": BASE, "winner": winner, "rival": rival, "unsharp_radius": radius,
+                **checkpoints.read_card(f"losses/{BASE}-weights")["budget"], "data": runs[BASE]["data"],
+                "start_sha256": runs[BASE]["start"],
+                **{f"run shipped as {name}": run for name, run in shipped.items()}})
     return shipped, winner
+
+
+def history_rows(runs):
+    """Return the rows of `losses_history`; what a run's history calls by its term's name is `term_value`."""
+    return pd.DataFrame([{"run": run["name"], "term": run["run"]["term"], **{
+        "term_value" if name == run["run"]["term"] and name != "mse" else name: value for name, value in line.items()}}
+        for run in runs.values() for line in run["history"]]).reindex(columns=[
+            "run", "term", "step", "seconds", "lr", "loss", "mse", "term_value"])
 
 
 def rivals_of(run, runs):

@@ -7,6 +7,7 @@ teacher on the noisy picture, the built-in student on it, the teacher on a U-Net
 from collections import defaultdict
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
@@ -19,9 +20,10 @@ from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.metrics import crack_auc
 from helpers.vit import extra_tokens, open_vit, vit_blocks
-from lab.intervals import paired_bootstrap
+from lab.aggregate import ITEM, interval, per_source, with_mean
 from lab.measures import pool_to_grid
-from lab.provenance import provenance, save_results
+from lab.provenance import provenance
+from lab.tables import save_tables
 
 WAYS = ("teacher, noisy", "student, noisy", "teacher, denoised")
 CONSTANTS = ("mean token", "mean token of the picture")
@@ -107,7 +109,7 @@ def measure_tile(sample, tokens_of, probes, mean, deviation):
 
 
 def report_student(photos, teacher):
-    """Measure on all test tiles of `photos` at sigma 50 and write results "student"."""
+    """Measure on all test tiles of `photos` at sigma 50 and write the `student` tables."""
     teacher, student = open_vit(teacher), open_vit()
     tokens_of = Tokens(teacher, student, load("unet_start"))
     train = open_dataset("train", photos=photos, length=PROBE_TILES)
@@ -118,45 +120,52 @@ def report_student(photos, teacher):
     tiles = [measure_tile(test[i], tokens_of, probes, mean, deviation) for i in range(len(test))]
     truth = [is_crack(test[i].mask) for i in range(len(test))]
     names = [f"block {n}" if n is not None else "last" for n in tokens_of.layers]
-    rows = rows_of(tiles, truth, test.items, names)
-    differences = [{"against": other, "figure": figure, "block": name,
-                    **compare(tiles, test.items, figure, layer, other)}
-                   for other in (WAYS[0], WAYS[2]) for figure in ("cosine", "retrieval")
-                   for layer, name in enumerate(names)]
-    per_item = {f"{way}|{figure}": [np.round(tile[way][figure], 4).tolist() for tile in tiles]
-                for way in WAYS for figure in ("cosine", "retrieval")}
-    save_results("student", {**provenance("python -m lab.report student", 0), "teacher": teacher.name,
-                             "student_sha256": student.sha256, "sigma": 50, "probe_tiles": len(train), "rows": rows,
-                             "differences": differences, "items": [list(item) for item in test.items],
-                             "per_item": per_item})
+    figures = frame_of(tiles, test.items, names)
+    save_tables({"student": rows_of(figures, tiles, truth, test.items), "student_differences": differences(figures),
+                 "student_items": items_of(figures)},
+                provenance("python -m lab.report student", 0),
+                student={"teacher": teacher.name, "student_sha256": student.sha256, "sigma": 50,
+                         "probe_tiles": len(train)})
 
 
-def rows_of(tiles, truth, items, names):
-    """Return a row per way, block and source, and one, "mean", in which the sources weigh equally."""
+def frame_of(tiles, items, names):
+    """Return a DataFrame with a row per way (`method`), tile and `block`: cosine, retrieval and auc (NaN: no crack)."""
+    none = np.full(len(names), np.nan)
+    return pd.concat([
+        pd.DataFrame({"method": way, "block": names, **{what: getattr(item, what) for what in ITEM},
+                      **{figure: np.float64(tile[way].get(figure, none)) for figure in ("cosine", "retrieval", "auc")}})
+        for way in tiles[0] for tile, item in zip(tiles, items, strict=True)], ignore_index=True)
+
+
+def items_of(figures):
+    """Return the rows of `student_items`: the ways that are compared, four decimals."""
+    return figures[figures["method"].isin(WAYS)].drop(columns="auc").round({"cosine": 4, "retrieval": 4})
+
+
+def rows_of(figures, tiles, truth, items):
+    """Return a row per way, block and source, and one, "mean", in which the sources weigh equally.
+
+    `truth`: which patches are crack, per tile. `probe_ap` is of all patches of a source together.
+    """
+    rows = per_source(figures, ["method", "block"])
+    blocks, sources = list(dict.fromkeys(figures["block"])), np.array([item.source for item in items])
+    rows["probe_ap"] = [
+        np.nan if row.method in CONSTANTS else average_precision_score(
+            np.concatenate([truth[i] for i in np.flatnonzero(sources == row.source)]),
+            np.concatenate([tiles[i][row.method]["probe"][blocks.index(row.block)]
+                            for i in np.flatnonzero(sources == row.source)]))
+        for row in rows.itertuples()]
+    return with_mean(rows, ["method", "block"])
+
+
+def differences(figures):
+    """Return the rows of `student_differences`: student minus another way, mean of sources, with the interval."""
     rows = []
-    for way in tiles[0]:
-        for layer, name in enumerate(names):
-            per_source = []
-            for source in dict.fromkeys(item.source for item in items):
-                here = [i for i, item in enumerate(items) if item.source == source]
-                row = {figure: float(np.mean([tiles[i][way][figure][layer] for i in here]))
-                       for figure in ("cosine", "retrieval")}
-                if way not in CONSTANTS:
-                    row["auc"] = float(np.mean([tiles[i][way]["auc"][layer] for i in here if "auc" in tiles[i][way]]))
-                    row["probe_ap"] = float(average_precision_score(
-                        np.concatenate([truth[i] for i in here]),
-                        np.concatenate([tiles[i][way]["probe"][layer] for i in here])))
-                per_source.append(row)
-                rows.append({"method": way, "block": name, "source": source, "n": len(here), **row})
-            rows.append({"method": way, "block": name, "source": "mean", "n": len(items),
-                         **{figure: float(np.mean([row[figure] for row in per_source])) for figure in per_source[0]}})
+    for against in (WAYS[0], WAYS[2]):
+        for figure in ("cosine", "retrieval"):
+            for block, part in figures.groupby("block", sort=False):
+                mine, other = (part[part["method"] == way] for way in (WAYS[1], against))
+                found = interval(mine[figure], other[figure], mine)
+                rows.append({"against": against, "figure": figure, "block": block, **{
+                    name: found[name] for name in ("difference", "low", "high", "covered", "p", "unit")}})
     return rows
-
-
-def compare(tiles, items, figure, layer, other):
-    """Return the paired difference student minus `other`, mean of sources, with its interval."""
-    mine, others = ([tile[way][figure][layer] for tile in tiles] for way in (WAYS[1], other))
-    interval = paired_bootstrap(mine, others, *([getattr(item, what) for item in items]
-                                                for what in ("group", "photo", "source")))
-    return {"difference": interval.difference, "low": interval.low, "high": interval.high, "unit": interval.unit,
-            "covered": interval.covered}

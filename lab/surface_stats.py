@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
@@ -25,7 +26,7 @@ STATISTICS = {
     "crack_width": "mask's area divided by its skeleton's length, pixels",
     "crack_contrast": "mean luma 4 to 12 pixels beside the crack minus mean luma on it",
 }
-QUANTILES = (0.1, 0.5, 0.9)
+QUANTILES = {"low": 0.1, "median": 0.5, "high": 0.9}
 LUMA = np.float32([0.299, 0.587, 0.114])
 
 
@@ -88,13 +89,6 @@ def photographs(folder):
             yield row["source"], image[..., ::-1].astype(np.float32) / 255, mask > 127
 
 
-def quantiles(rows):
-    """Quantiles of each statistic, NaN left out: dict name -> [10 %, 50 %, 90 %]."""
-    columns = np.asarray(rows, float).T
-    return {name: [round(float(q), 5) for q in np.nanquantile(column, QUANTILES)]
-            for name, column in zip(STATISTICS, columns, strict=True)}
-
-
 def surface_statistics(photos, drawings=100, first_seed=0):
     """Compare drawn surfaces with photographs.
 
@@ -104,37 +98,42 @@ def surface_statistics(photos, drawings=100, first_seed=0):
         first_seed: seed of the first drawing.
 
     Returns:
-        dict with ``definitions`` (statistic -> words), ``drawn`` (kind -> statistic -> [10, 50, 90 %]), ``photos``
-        (source -> the same), ``inside`` (kind -> statistic -> sources whose 10..90 % range holds the kind's median)
-        and ``passed`` (bool: no such list is empty).
+        The table `surfaces`: per set ("drawn", "photos"), source (kind or source) and figure of ``STATISTICS`` the
+        10 % quantile `low`, the `median` and the 90 % quantile `high`, NaN left out.
 
     Raises:
         FileNotFoundError: see `photographs`.
     """
-    by_source = {}
-    for source, image, mask in photographs(photos):
-        by_source.setdefault(source, []).append(picture_statistics(image, mask))
-    real = {source: quantiles(rows) for source, rows in by_source.items()}
-    seeds = range(first_seed, first_seed + drawings)
-    drawn = {kind: quantiles([picture_statistics(*draw_surface(kind, seed)) for seed in seeds]) for kind in KINDS}
-    inside = {kind: {name: [source for source in real if real[source][name][0] <= drawn[kind][name][1]
-                            <= real[source][name][2]] for name in STATISTICS} for kind in KINDS}
-    return {"definitions": STATISTICS, "drawings": drawings, "first_seed": first_seed, "drawn": drawn, "photos": real,
-            "inside": inside, "passed": all(all(names.values()) for names in inside.values())}
+    real = [("photos", source, *picture_statistics(image, mask)) for source, image, mask in photographs(photos)]
+    drawn = [("drawn", kind, *picture_statistics(*draw_surface(kind, seed)))
+             for kind in KINDS for seed in range(first_seed, first_seed + drawings)]
+    figures = pd.DataFrame(drawn + real, columns=["set", "source", *STATISTICS]).groupby(["set", "source"], sort=False)
+    table = pd.DataFrame({name: figures.quantile(q).stack() for name, q in QUANTILES.items()})
+    return table.round(5).rename_axis(["set", "source", "figure"]).reset_index()
 
 
-def print_table(result):
+def inside(table):
+    """Return {(kind, figure): sources of photographs whose low to high holds the kind's median}."""
+    both = table[table["set"] == "drawn"].merge(table[table["set"] == "photos"], on="figure", suffixes=("", "_photos"))
+    both["inside"] = (both["low_photos"] <= both["median"]) & (both["median"] <= both["high_photos"])
+    return {key: list(part.loc[part["inside"], "source_photos"])
+            for key, part in both.groupby(["source", "figure"], sort=False)}
+
+
+def passed(table):
+    """Return whether every kind passes on every figure: its median is inside at least one source."""
+    return all(inside(table).values())
+
+
+def print_table(table):
     """Print quantiles per kind and source, and where a kind's median lies inside no source."""
-    for name, words in result["definitions"].items():
+    held = inside(table)
+    for name, words in STATISTICS.items():
         print(f"{name}: {words}")
-        for origin in ("photos", "drawn"):
-            for key, table in result[origin].items():
-                low, middle, high = table[name]
-                verdict = ""
-                if origin == "drawn":
-                    verdict = ", ".join(result["inside"][key][name]) or "OUTSIDE every source"
-                print(f"  {origin:6} {key:12} {low:9.3f} {middle:9.3f} {high:9.3f}  {verdict}")
-    print(("every" if result["passed"] else "NOT every") + " kind's median is inside a source")
+        for row in table[table["figure"] == name].sort_values("set", ascending=False, kind="stable").itertuples():
+            verdict = (", ".join(held[row.source, name]) or "OUTSIDE every source") if row.set == "drawn" else ""
+            print(f"  {row.set:6} {row.source:12} {row.low:9.3f} {row.median:9.3f} {row.high:9.3f}  {verdict}")
+    print(("every" if passed(table) else "NOT every") + " kind's median is inside a source")
 
 
 def main():

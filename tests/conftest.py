@@ -3,7 +3,10 @@
 import os
 import shutil
 
+import pandas as pd
 import pytest
+
+from helpers.project import results
 
 # Committed outputs were made without photographs, and so is everything that is compared with them: CRACK_PHOTOS is
 # hidden from the tests and from the kernels they start, and only test_photographs.py gets it back.
@@ -34,3 +37,17 @@ def browser(chromium):
                 "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"])  # as without a network, wherever it runs
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def same_rows():
+    """A function that asserts that a DataFrame is the stored table `name`: its rows, columns, texts and numbers.
+
+    `key` names the columns that tell rows apart; `rtol` is what numbers may differ by.
+    """
+    def check(found, name, key, rtol=1e-9):
+        stored, found = (table.set_index(key.split()).sort_index() for table in (results(name), found))
+        assert sorted(found) == sorted(stored)
+        pd.testing.assert_frame_equal(found[list(stored)], stored, check_exact=False, rtol=rtol, atol=1e-12,
+                                      check_dtype=False)
+    return check

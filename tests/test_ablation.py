@@ -3,18 +3,23 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from helpers.data import Crops, Item
+from helpers.project import results
 from lab import ablation, report_student
+from lab.aggregate import item_rows, source_rows
 from lab.cost import weights
 
+ABLATION_RUNS = list(results("ablation_runs"))
 ITEMS = [Item(f"{source}-{i}", f"{source}-{i}", f"{source}-{i}", source, True) for source in "ab" for i in range(9)]
 
 
-def table(values):
-    return {"mse": list(values), "mse_crack": [*values[:-1], float("nan")], "mse_rest": list(values)}
+def tiles(method, seed, values):
+    columns = {"mse": list(values), "mse_crack": [*values[:-1], float("nan")], "mse_rest": list(values)}
+    return item_rows(ITEMS, columns, method=method, seed=seed)
 
 
 def test_the_rivals_are_at_least_as_large_as_what_they_rival():
@@ -32,19 +37,28 @@ def test_a_seed_fixes_the_weights():
 
 def test_differences_are_paired_weigh_sources_alike_and_list_the_seeds():
     base = np.linspace(1, 2, 18)
-    tables = {"student": [table(base * 0.9), table(base * 0.8)], "wide": [table(base), table(base)]}
-    found = ablation.compare(tables, ITEMS, "student", "wide", "mse")
-    assert found["percent_by_seed"] == [-10, -20]
+    both = pd.concat([tiles("student", 0, base * 0.9), tiles("student", 1, base * 0.8), tiles("wide", 0, base),
+                      tiles("wide", 1, base), tiles("wide", 2, base * 7)])  # a seed that the other has not
+    found = ablation.compare(both, "student", "wide", "mse")
+    assert {key: value for key, value in found.items() if "seed" in key} == {
+        "percent_seed_0": -10, "percent_seed_1": -20}
     assert found["percent"] == pytest.approx(-15)
     assert found["percent_low"] < -15 < found["percent_high"] < 0
-    assert ablation.compare(tables, ITEMS, "student", "wide", "mse_crack")["n"] == 17  # a tile without a crack
+    assert ablation.compare(both, "student", "wide", "mse_crack")["n"] == 17  # a tile without a crack
 
 
 def test_rows_hold_the_sources_and_their_mean():
-    rows = ablation.rows_of("unet", 1, table(np.r_[np.full(9, 0.01), np.full(9, 0.001)]), ITEMS)
-    assert [row["source"] for row in rows] == ["a", "b", "mean"]
-    assert [row["psnr"] for row in rows] == pytest.approx([20, 30, 25])
-    assert rows[-1]["mse"] == pytest.approx(0.0055)
+    rows = ablation.rows_of(tiles("unet", 1, np.r_[np.full(9, 0.01), np.full(9, 0.001)]))
+    assert list(rows["source"]) == ["a", "b", "mean"]
+    assert list(rows["psnr"]) == pytest.approx([20, 30, 25])
+    assert rows["mse"].iloc[-1] == pytest.approx(0.0055)
+
+
+def test_the_stored_rows_and_differences_follow_from_the_tiles(same_rows):
+    items = results("ablation_items")
+    same_rows(ablation.rows_of(items), "ablation", "method seed source")
+    found = ablation.differences(items)
+    same_rows(found, "ablation_differences", "a b figure")
 
 
 def test_a_run_that_is_complete_is_not_trained_again(tmp_path, monkeypatch):
@@ -79,10 +93,15 @@ def test_an_arm_is_trained_tested_and_reported(tmp_path, monkeypatch):
         path.write_text(json.dumps(content | {f"shuffled_{figure}": content[figure] for figure in ablation.FIGURES}))
     monkeypatch.setattr(ablation, "compare_joins", lambda: [])
     ablation.report(2)
-    results = json.loads((tmp_path / "results" / "vit_ablation.json").read_text())
-    assert {row["method"] for row in results["rows"]} == {"student", "wide", ablation.SHUFFLED}
-    same = next(d for d in results["differences"] if d["a"] == "student" and d["b"] == "wide" and d["figure"] == "mse")
-    assert same["difference"] == 0  # the same network from the same seed on the same crops
+    assert set(results("ablation")["method"]) == {"student", "wide", ablation.SHUFFLED}
+    same = results("ablation_differences").query("a == 'student' and b == 'wide' and figure == 'mse'")
+    assert list(same["difference"]) == [0]  # the same network from the same seed on the same crops
+    runs = results("ablation_runs")
+    assert list(runs) == ABLATION_RUNS and list(runs["says"]) == ["student", "wide"]
+    assert set(results("provenance")["table"]) == {f"ablation{part}" for part in (
+        "", "_items", "_differences", "_runs")}
+    budget = results("settings").set_index("setting")["value"]
+    assert (budget["steps"], budget["sigma_low"], budget["data"]) == ("2", "5", "drawn")
 
 
 def test_joins_are_held_against_the_network_they_start_from(monkeypatch):
@@ -102,6 +121,41 @@ def test_agreement_of_tokens():
     assert cosine.tolist() == [1] and retrieval.tolist() == [1]
     cosine, retrieval = report_student.agreement(tokens.roll(1, dims=1), torch.eye(4)[None])
     assert cosine.tolist() == [0] and retrieval.tolist() == [0]
+
+
+def test_the_stored_rows_of_the_student_follow_from_its_tiles():
+    items = results("student_items")  # four decimals of what was averaged
+    stored = results("student").set_index(["method", "block", "source"])
+    found = source_rows(items, ["method", "block"]).set_index(["method", "block", "source"])
+    assert set(found.index.get_level_values("method")) == set(report_student.WAYS)
+    np.testing.assert_allclose(found, stored.loc[found.index, list(found)], atol=5e-5)
+    differences = pd.DataFrame(report_student.differences(items)).set_index(["against", "figure", "block"])
+    stored = results("student_differences").set_index(["against", "figure", "block"])
+    assert list(differences.index) == list(stored.index) and list(differences["unit"]) == list(stored["unit"])
+    np.testing.assert_allclose(differences["difference"], stored["difference"], atol=1e-4)
+    assert differences["covered"].between(differences["low"], differences["high"]).all()
+
+
+def test_the_student_is_reported_per_way_block_and_source():
+    rng, crack = np.random.default_rng(0), np.array([True, False, False, True])
+    def tile(has_crack):
+        ways = ("teacher, clean", *report_student.WAYS, *report_student.CONSTANTS)
+        found = {way: {"cosine": rng.random(2, np.float32), "retrieval": rng.random(2)} for way in ways}
+        for way in ways[:4]:  # the probe is right in block 0 and wrong in the last
+            found[way] |= {"probe": [1.0 * crack, 1.0 - crack]} | ({"auc": np.array([0.5, 0.75])} if has_crack else {})
+        return found
+    measured, names = [tile(i % 9 < 5) for i in range(18)], ["block 0", "last"]
+    figures = report_student.frame_of(measured, ITEMS, names)
+    rows = report_student.rows_of(figures, measured, [crack] * 18, ITEMS)
+    assert list(rows) == list(results("student"))
+    assert list(rows["source"][:3]) == ["a", "b", "mean"] and list(rows["n"][:3]) == [9, 9, 18]
+    student = rows.query("method == 'student, noisy' and source == 'mean'").set_index("block")
+    assert student["auc"].to_dict() == {"block 0": 0.5, "last": 0.75}
+    assert student["probe_ap"].to_dict() == {"block 0": 1.0, "last": pytest.approx(0.5)}
+    assert rows.query("method == 'mean token'")[["auc", "probe_ap"]].isna().all(axis=None)
+    items = report_student.items_of(figures)
+    assert list(items) == list(results("student_items")) and len(items) == 3 * 18 * 2
+    assert items["cosine"].iloc[0] == round(float(measured[0]["teacher, noisy"]["cosine"][0]), 4)
 
 
 def test_patches_are_crack_from_a_twentieth_on():

@@ -1,15 +1,19 @@
 """The measurements of lab/report_cams.py: figures by their definitions, interventions that touch what they name."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from helpers.cam import layers_of
 from helpers.data import Sample, open_dataset
 from helpers.models import UNet
+from helpers.project import results
 from lab import cam_interventions as cuts
 from lab import cam_measures as measures
-from lab import rows as cam_rows
+from lab import report_cams as report
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +98,72 @@ def test_random_weights_from_the_top_change_the_map(samples):
 
 def test_rows_merge_the_drawn_kinds_and_weigh_sources_alike(samples):
     columns = {"auc": [0.5, 0.7, 0.9]}
-    row = cam_rows.rows_of(columns, samples, set="built-in")[-1]
-    assert row["source"] == "mean" and {r["source"] for r in cam_rows.rows_of(columns, samples)} <= {
-        "drawn", "photo-texture", "mean"}
+    rows = report.rows_of([report.tiles_of(samples, columns, set="built-in")], "set")
+    assert rows["source"].iloc[-1] == "mean" and set(rows["source"]) <= {"drawn", "photo-texture", "mean"}
+    assert rows["auc"].iloc[-1] == pytest.approx(rows["auc"][:-1].mean(), abs=1e-4)
 
 
-def test_loss_rows_compare_with_nothing_and_with_random_cells():
+def test_the_stored_rows_and_differences_follow_from_the_tiles():
+    items, key = results("cams_items"), ["set", "sigma", "network", "layer", "method", "source"]
+    found = report.rows_of([items.assign(set="photos", sigma=50)], *key[:-1]).set_index(key)
+    stored = results("cams").set_index(key).loc[found.index]
+    np.testing.assert_allclose(found[["n", "auc"]], stored[["n", "auc"]], rtol=1e-9)
+    best = results("settings").query("table == 'cams' and setting == 'best'")["value"].item()
+    differences, stored = report.differences(items, best), results("cams_differences")
+    pd.testing.assert_frame_equal(differences[list(stored)], stored.query("figure == 'auc'"), rtol=1e-9)
+
+
+def test_a_small_report(tmp_path, monkeypatch):
+    wanted = {name: sorted(results(name)) for name in results("provenance")["table"] if name.startswith("cams")}
+    (tmp_path / "results").mkdir()
+    monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
+    tiles = [Sample(None, None, None, True, str(i), str(i), str(i), "wall" if i < 5 else "road", 50.0)
+             for i in range(8)]
+    rng = np.random.default_rng(0)
+
+    def columns(*keys):
+        return {key: {figure: rng.random(8).tolist() for figure in measures.FIGURES} for key in keys}
+    maps = {("photos", 50, "control"): columns("picture|sato", "picture|darkness", "picture|oracle 14 x 14"),
+            ("photos", 50, "student"): columns("block 5|EigenCAM"),
+            ("photos", 15, "student"): columns("block 5|EigenCAM")}
+    cut = {"none": [[1.0, 2.0, 1.0]] * 8} | {f"{{}}|{how}|5": [[1.2, 2.0, 1.0]] * 8
+                                             for how in ("map", "random 0", "random 1")}
+    parts = {"maps": maps, "gradients": {("photos", 50, "student"): columns("block 5|GradCAM, mean")},
+             "signs": {("test", "student"): {"block 5|EigenCAM|auto": [0.5] * 8}},
+             "sanity": [{"network": "student", "randomised": "trained", "layer": "block 5", "n": 8, "spearman": 1.0,
+                         "auc": 0.9}],
+             "settings": {"best": "ours", "train": {"ours": [0.8] * 8},
+                          "columns": {("photos", 50): columns("ours", "mean map")},
+                          "iou": {"ours": (1.5, [0.25] * 8)},
+                          "evidence": {"filters": [0.4] * 8, "filters and map": [0.5] * 8}},
+             "interventions": {name: {key.format(what): value for key, value in cut.items()}
+                               for name, what in (("tokens", "mean"), ("features", "bottleneck"))}}
+    work = SimpleNamespace(samples=lambda which, sigma=50, split="test": tiles, digests={"student": "abc"},
+                           networks={"teacher": SimpleNamespace(name="tiny")})
+    report.collate(work, parts)
+    assert {name: sorted(results(name)) for name in wanted} == wanted
+    rows = results("cams").set_index(["sigma", "network", "layer", "method", "source"])
+    auc = maps["photos", 15, "student"]["block 5|EigenCAM"]["auc"]
+    assert rows.loc[(15, "student", "block 5", "EigenCAM", "wall"), "auc"] == pytest.approx(np.mean(auc[:5]), rel=1e-3)
+    differences = results("cams_differences").set_index(["b", "source"])
+    assert list(differences.index[:4]) == [("control|picture|sato", "mean"), ("control|picture|darkness", "mean"),
+                                           ("setting|mean map", "mean"), ("student|block 5|EigenCAM", "mean")]
+    assert differences.at[("filters", "mean"), "difference"] == pytest.approx(0.1)
+    assert np.isnan(differences.at[("control|picture|sato", "road"), "low"])  # three photographs
+    found = results("cams_interventions").query("how == 'map' and figure == 'mse'").set_index("layer")
+    assert found["percent"].to_dict() == {"tokens": 20, "bottleneck": 20} and set(found["random_percent"]) == {0}
+    assert found["replacement"].to_dict() == {"tokens": "mean", "bottleneck": "zero"}
+    assert results("cams_iou")["threshold"].unique().tolist() == [1.5]
+    settings = results("settings").set_index("setting")["value"]
+    assert settings.to_dict() == {"teacher": "tiny", "best": "ours", "sha256 of student": "abc"}
+
+
+def test_interventions_compare_with_nothing_and_with_random_cells():
     items = [Sample(None, None, None, True, str(i), str(i), str(i), "a", 50.0) for i in range(9)]
     base = [[1.0, 2.0, 1.0]] * 9
     columns = {"none": base, "mean|map|5": [[1.2, 3.0, 1.0]] * 9, "mean|random 0|5": [[1.0, 2.0, 1.0]] * 9,
                "mean|random 1|5": [[1.2, 2.0, 1.2]] * 9}
-    rows = {(row["how"], row["figure"]): row for row in cam_rows.loss_rows(columns, items, "replacement")}
+    rows = {(row["how"], row["figure"]): row for _, row in cuts.intervention_rows(columns, items)}
     assert rows["map", "mse"]["percent"] == pytest.approx(20)
     assert rows["map", "mse"]["random_percent"] == pytest.approx(10)
     assert rows["map", "mse_crack"]["percent"] == pytest.approx(50)

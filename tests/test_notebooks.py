@@ -8,6 +8,7 @@ import time
 from html.parser import HTMLParser
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -142,10 +143,10 @@ def test_html_shows_the_last_run_only_while_its_cells_are_the_same(tmp_path):
 
 def test_results_table_has_no_mean_over_fewer_sources():
     numbers = [("a", "s", 50, 20.0), ("b", "s", 50, 21.0), ("b", "t", 50, 23.0), ("b", "t", 15, 30.0)]
-    rows = [dict(zip(("method", "source", "sigma", "psnr"), row, strict=True)) for row in numbers]
+    rows = pd.DataFrame(numbers, columns=["method", "source", "sigma", "psnr"])
     lines = [line.split() for line in results_table(rows).splitlines()]
     assert lines[1:] == [["a", "20.00", "-", "-"], ["b", "21.00", "23.00", "22.00"]]
-    assert results_table([]) == ""
+    assert results_table(rows, sigma=25) == ""
 
 
 def tables(nb):

@@ -1,13 +1,17 @@
 """The loss experiments: the plan, the training-free rivals, the curves."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from helpers.data import Sample
+from helpers.data import Item, Sample
 from helpers.losses import CamWeightedLoss, RegionalSharpnessLoss
+from helpers.project import results
 from lab import report_losses as report
 from lab import retrain
+from lab.aggregate import labels_of
 
 LABELS = {"group": [str(i) for i in range(18)], "photo": [str(i) for i in range(18)], "source": ["a"] * 9 + ["b"] * 9}
 
@@ -88,7 +92,94 @@ def test_draws_of_curves_are_alike_for_equal_curves():
 
 def test_rows_have_the_sources_and_their_mean():
     full = columns(0.01, 0.6) | {"sharpness": [0.5] * 18, "sharpness_clean": [1.0] * 18, "ssim": [0.9] * 18}
-    rows = report.rows_of("pixel", full, columns(0.01, 0.5), LABELS, run="pixel-0.4-0")
-    assert [row["source"] for row in rows] == ["a", "b", "mean"]
-    assert rows[-1]["psnr"] == pytest.approx(20) and rows[-1]["gap"] == pytest.approx(0.2)
-    assert rows[-1]["rise"] == pytest.approx(0) and rows[0]["sharpness"] == 0.5 and rows[0]["legibility"] is None
+    rows = report.rows_of("pixel", full, columns(0.01, 0.5), LABELS, run="pixel-0.4-0").set_index("source")
+    assert list(rows.index) == ["a", "b", "mean"]
+    assert rows.at["mean", "psnr"] == pytest.approx(20) and rows.at["mean", "gap"] == pytest.approx(0.2)
+    assert rows.at["mean", "rise"] == pytest.approx(0) and np.isnan(rows.at["a", "rise"])
+    assert rows.at["a", "sharpness"] == 0.5 and rows["legibility"].isna().all() and set(rows["run"]) == {"pixel-0.4-0"}
+
+
+def test_a_source_without_a_gap_has_no_share_of_it_and_does_not_count_in_the_mean():
+    base = columns(0.01, 0.5) | {"aligned_numerator": [0.5] * 9 + [0.95] * 9}
+    full = columns(0.01, 0.6) | {"sharpness": [0.5] * 18, "sharpness_clean": [1.0] * 18, "ssim": [0.9] * 18}
+    rows = report.rows_of("pixel", full, base, LABELS).set_index("source")
+    assert rows["gap"].to_dict() == {"a": pytest.approx(0.2), "b": pytest.approx(np.nan, nan_ok=True), "mean": 0.2}
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    """{(set, run): rows of `losses_items`}."""
+    return dict(list(results("losses_items").groupby(["set", "run"])))
+
+
+@pytest.mark.parametrize("which, run, against", [
+    ("photos", "aligned-0.2-0", "mse-0"), ("built-in", "cam-0.4-0", "cam_shuffled-0.4-0")])
+def test_stored_differences_follow_from_the_tiles(tiles, which, run, against):
+    mine, other = (tiles[which, name].to_dict("list") for name in (run, against))
+    found = report.paired(mine, other, "mse", labels_of(tiles[which, run]))
+    stored = results("losses_differences").query("set == @which and run == @run and against == @against").set_index(
+        "figure").loc["mse", list(found)[1:]]
+    assert found.pop("figure") == "mse" and found == pytest.approx(stored.to_dict(), rel=1e-9)
+
+
+def test_stored_rows_follow_from_the_tiles(tiles):
+    stored = results("losses").query("source == 'mean' and run.notna()").set_index(["set", "run"])
+    for (which, run), row in stored.iterrows():
+        part, base = tiles[which, run], tiles[which, "mse-0"]
+        labels = labels_of(part)
+        found, plain = (report.by_source(each["mse"], labels) for each in (part, base))
+        psnr = report.by_source(-10 * np.log10(part["mse"]), labels)
+        assert row["mse"] == pytest.approx(found.mean(), rel=1e-3)
+        assert row["psnr"] == pytest.approx(psnr.mean(), rel=1e-3)
+        assert row["rise"] == pytest.approx(100 * (found.mean() / plain.mean() - 1), rel=1e-3, abs=1e-3)
+
+
+def test_what_is_reached_at_a_rise_follows_from_the_rows():
+    rows = results("losses").fillna({"seed": 0, "start": "hybrid"}).query(
+        "source == 'mean' and seed == 0 and start == 'hybrid'")
+    for row in results("losses_at_rise").itertuples():
+        points = rows[(rows["set"] == row.set) & (rows["method"] == row.method)][["rise", "gap"]]
+        points = [(0.0, 0.0), *points.itertuples(index=False, name=None)]
+        assert report.at(points, row.rise) == pytest.approx(row.gap, abs=2e-4)
+
+
+def test_a_small_report(tmp_path, monkeypatch):
+    wanted = {name: list(results(name)) for name in (
+        "losses", "losses_at_rise", "losses_differences", "losses_history", "losses_items")}
+    (tmp_path / "results").mkdir()
+    monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
+    rng = np.random.default_rng(0)
+
+    def tested(mse, aligned):
+        noise = rng.uniform(0.95, 1.05, 18)
+        figures = {figure: [0.5] * 18 for figure in (*report.AVERAGED, *report.COMPARED, "residual_2", "residual_4",
+                                                     "residual_8", "residual_16", "residual_32", "sharpness_clean")}
+        return {name: columns(0, aligned) | figures | {"mse": list(mse * noise), "sharpness": [0.4] * 18}
+                for name in ("photos", "valid")}
+
+    def run(term, a, mse, aligned):
+        history = [{"step": 50, "loss": 0.2, "lr": 0.1, "seconds": 1.0} | ({"mse": 0.1, term: 0.3} if a else {})]
+        return {"name": f"{term}-{a:g}-0" if a else f"{term}-0", "tested": tested(mse, aligned), "history": history,
+                "start": "digest", "data": "drawn", "run": {"term": term, "a": a, "seed": 0, "start": "hybrid"}}
+    runs = [run("mse", 0.0, 0.01, 0.5), run("aligned", 0.2, 0.0102, 0.6), run("cam", 0.4, 0.0101, 0.52)]
+    free = {name: {"noise": {2: tested(0.0105, 0.55)[name]}} for name in ("photos", "valid")}
+    items = SimpleNamespace(items=[Item(*(LABELS[key][i] for key in ("photo", "photo", "group", "source")), True)
+                                   for i in range(18)])
+    for name, value in (("load_runs", {r["name"]: r for r in runs}), ("test_sets", {"photos": items}),
+                        ("valid_set", items)):
+        monkeypatch.setattr(report, name, lambda value=value: value)
+    monkeypatch.setattr(report, "training_free", lambda digest: (free, 1))
+    monkeypatch.setattr(report.checkpoints, "read_card", lambda name: {"budget": {"steps": 400}})
+    shipped, winner = report.report()
+    assert winner == "aligned" and shipped == {"hybrid_regional": "aligned-0.2-0", "hybrid_cam": "cam-0.4-0"}
+    assert {name: sorted(results(name)) for name in wanted} == {name: sorted(there) for name, there in wanted.items()}
+    rows = results("losses").query("source == 'mean'").set_index("method")
+    assert rows.loc["aligned", ["run", "a", "rise", "gap"]].tolist() == [
+        "aligned-0.2-0", 0.2, pytest.approx(2, abs=3), pytest.approx(0.2)]
+    assert rows.at["noise", "strength"] == 2 and np.isnan(rows.at["noise", "seed"])
+    assert ",0," in (tmp_path / "results" / "losses.csv").read_text().splitlines()[1]  # a whole number stays one
+    history = results("losses_history").set_index("run")
+    assert history.at["aligned-0.2-0", "term_value"] == 0.3 and np.isnan(history.at["mse-0", "term_value"])
+    settings = results("settings").set_index("setting")["value"]
+    assert (settings["winner"], settings["rival"], settings["steps"]) == ("aligned", "noise", "400")
+    assert settings["run shipped as hybrid_cam"] == "cam-0.4-0"

@@ -275,9 +275,9 @@ def test_statistics_of_a_folder(tmp_path):
         lines.append(f"{seed}.png,{seed}_mask.png,wall,{seed},{split},0,0,0,{seed}")
     (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
     result = surface_statistics(tmp_path, drawings=2)
-    assert set(result["drawn"]) == set(KINDS) and set(result["photos"]) == {"wall"}
-    assert set(result["inside"]["sand"]) == set(STATISTICS)
-    low, middle, high = result["photos"]["wall"]["contrast"]
+    assert set(result["source"][result["set"] == "drawn"]) == set(KINDS)
+    assert set(result["source"][result["set"] == "photos"]) == {"wall"} and set(result["figure"]) == set(STATISTICS)
+    low, middle, high = result.query("set == 'photos' and figure == 'contrast'")[["low", "median", "high"]].iloc[0]
     assert low <= middle <= high
     # the drawing agrees with its own file, but for rounding to 8 bits
     drawn = [picture_statistics(*draw_surface("concrete", seed, 64))[0] for seed in range(2)]
