@@ -119,19 +119,6 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value  # np.int64 and np.bool_, which json refuses
 
 
-def load_results(name: str) -> Any:
-    """Return the results `data/results/<name>.json`.
-
-    Raises:
-        FileNotFoundError: there are none of that name; the message lists what there is.
-    """
-    path = data_dir() / "results" / f"{name}.json"
-    if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("[!.]*.json"))) or "none"
-        raise FileNotFoundError(f"no results {name!r} (wanted {path.name} in data/results; there: {there})")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def results(name: str) -> pandas.DataFrame:
     """Return a table of data/results/, such as "photos": one row per measurement; README.md there explains them all.
 
