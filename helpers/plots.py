@@ -116,7 +116,7 @@ def show_images(images: Sequence[Image], titles: Sequence[str] | None = None, co
         axis.imshow(image, **options)
         axis.set_title(title, fontsize=9)
         if inset:
-            # a frame around the window, and the window again in the corner where it covers least of the image
+            # a frame around the window, and the window again, enlarged, in a corner
             y, x, side = inset
             axis.add_patch(Rectangle((x - 0.5, y - 0.5), side, side, fill=False, edgecolor="white", linewidth=0.8))
             window = axis.inset_axes([0.53, 0.0, 0.47, 0.47])

@@ -56,6 +56,7 @@ def pick_device() -> torch.device:
     """
     name = os.environ.get("DENOISE_DEVICE", "").strip()
     if not name:
+        # the fastest there is: a reader with a GPU need not ask for it
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     # torch takes any index as a name; only memory on the device shows that it is there
     try:
