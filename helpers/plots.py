@@ -12,7 +12,7 @@ Images come in one order and one colour range; images and outputs are numpy (H, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -116,7 +116,7 @@ def show_images(images: Sequence[Image], titles: Sequence[str] | None = None, co
         axis.imshow(image, **options)
         axis.set_title(title, fontsize=9)
         if inset:
-            # a frame around the window, and the window again in the corner where it covers least of the image
+            # a frame around the window, and the window again, enlarged, in a corner
             y, x, side = inset
             axis.add_patch(Rectangle((x - 0.5, y - 0.5), side, side, fill=False, edgecolor="white", linewidth=0.8))
             window = axis.inset_axes([0.53, 0.0, 0.47, 0.47])
@@ -209,10 +209,15 @@ def show_scores(scores: pandas.DataFrame, label: str = "PSNR in dB", title: str 
             is the mean of the others. Methods without a mean stand below.
         label: of the horizontal axis, with its unit.
         axis: where to draw; a new figure where None.
+
+    Raises:
+        ValueError: there is no value at all.
     """
     if "mean" not in scores:
         scores = scores.assign(mean=scores.mean(axis=1))
     scores = scores.astype(float).sort_values("mean", kind="stable", na_position="first")
+    if not scores.notna().to_numpy().any():  # what a query for a sigma that was not measured gives
+        raise ValueError(f"scores need at least one value, got none in {scores.shape[0]} rows")
     if axis is None:
         _, axis = plt.subplots(figsize=(7.5, 0.32 * len(scores) + 1.1), layout="constrained")
     positions = np.arange(len(scores))  # from below, so that the best stands on top
@@ -227,42 +232,6 @@ def show_scores(scores: pandas.DataFrame, label: str = "PSNR in dB", title: str 
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, loc="lower right")
     return axis
-
-
-def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], digits: int = 2) -> Markdown:
-    """Return rows (dicts) as a Markdown table; `columns` maps a row's key to its heading. No value shows as a dash.
-
-    For notebooks that still read JSON; `show_table` takes a DataFrame.
-    """
-    def cell(value):
-        if value is None or (isinstance(value, float) and not np.isfinite(value)):
-            return "–"
-        return f"{round(value, digits) + 0.0:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
-    lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(cell(row.get(key)) for key in columns) + " |" for row in rows]
-    return Markdown("\n".join(lines))
-
-
-def pivot(rows: Iterable[Mapping[str, Any]], figure: str = "psnr", sigma: float = 50) -> list[dict[str, Any]]:
-    """Return one dict per method with `figure` of each source and of their mean, the largest mean last.
-
-    Methods without a mean (None in the file) come first. For notebooks that still read JSON; DataFrames have
-    ``pivot_table``.
-
-    Raises:
-        ValueError: no row of that sigma; says which there are.
-
-    Example:
-        >>> pivot([{"method": "unet", "source": "mean", "sigma": 50, "psnr": 26.1}])
-        [{'method': 'unet', 'mean': 26.1}]
-    """
-    methods = {}
-    for row in rows:
-        if row["sigma"] == sigma:
-            methods.setdefault(row["method"], {"method": row["method"]})[row["source"]] = row[figure]
-    if not methods:
-        raise ValueError(f"no results at sigma {sigma}, there are {sorted({row['sigma'] for row in rows})}")
-    return sorted(methods.values(), key=lambda line: -np.inf if line["mean"] is None else line["mean"])
 
 
 def show_history(history: Sequence[Mapping[str, float]], figure: str = "psnr", label: str = "PSNR on validation in dB",

@@ -56,6 +56,7 @@ def pick_device() -> torch.device:
     """
     name = os.environ.get("DENOISE_DEVICE", "").strip()
     if not name:
+        # the fastest there is: a reader with a GPU need not ask for it
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     # torch takes any index as a name; only memory on the device shows that it is there
     try:
@@ -117,19 +118,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return float(value) if np.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value  # np.int64 and np.bool_, which json refuses
-
-
-def load_results(name: str) -> Any:
-    """Return the results `data/results/<name>.json`.
-
-    Raises:
-        FileNotFoundError: there are none of that name; the message lists what there is.
-    """
-    path = data_dir() / "results" / f"{name}.json"
-    if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("[!.]*.json"))) or "none"
-        raise FileNotFoundError(f"no results {name!r} (wanted {path.name} in data/results; there: {there})")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def results(name: str) -> pandas.DataFrame:

@@ -23,7 +23,7 @@ from helpers.losses import CamWeightedLoss, CombinedLoss, RegionalSharpnessLoss
 from helpers.metrics import psnr, ssim
 from helpers.models import DenseDAE, HybridViTUNet, UNet
 from helpers.noise import add_noise
-from helpers.project import load_results, pick_device, write_json
+from helpers.project import pick_device, results, write_json
 from helpers.vit import open_vit, vit_blocks
 from lab.intervals import paired_bootstrap
 from lab.unseen import Familiar
@@ -168,7 +168,7 @@ CASES = {
     "ssim of a stamp": (lambda p, m: ssim(torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)), ValueError, "got 8 x 8"),
     "values of two lengths": (lambda p, m: paired_bootstrap([1, 2], [1]), ValueError, "one shape"),
     "too few known pictures": (lambda p, m: Familiar(np.zeros((1, 3))), ValueError, "N at least 3, got"),
-    "results that are not there": (lambda p, m: load_results("nothing"), FileNotFoundError, "nothing"),
+    "results that are not there": (lambda p, m: results("nothing"), FileNotFoundError, "nothing"),
     # denoising
     "a picture in grey": (lambda p, m: denoise(UNET, np.zeros((9, 9), np.float32)), ValueError, r"\(H, W, 3\)"),
     "a name for a model": (lambda p, m: denoise("unet", PICTURE), TypeError, r"such as load\('unet'\), got str"),

@@ -21,13 +21,11 @@ from helpers.data import Sample  # noqa: E402
 from helpers.metrics import psnr  # noqa: E402
 from helpers.plots import (  # noqa: E402
     crack_inset,
-    pivot,
     show_history,
     show_images,
     show_outputs,
     show_scores,
     show_table,
-    table,
 )
 
 
@@ -114,14 +112,6 @@ def test_outputs_come_in_order_with_their_scores():
     np.testing.assert_allclose(shown(figure)[4], 0.4, atol=1e-5)
 
 
-def test_table_has_dashes_for_what_is_missing():
-    rows = [{"method": "unet", "psnr": 26.123, "n": 3}, {"method": "bm3d", "psnr": None}, {"psnr": math.nan},
-            {"psnr": np.float32(2.5)}]
-    assert table(rows, {"method": "Method", "psnr": "PSNR", "n": "tiles"}, digits=1).data.splitlines() == [
-        "| Method | PSNR | tiles |", "| --- | --- | --- |", "| unet | 26.1 | 3 |", "| bm3d | – | – |", "| – | – | – |",
-        "| – | 2.5 | – |"]
-
-
 def test_a_frame_as_a_table_has_dashes_digits_and_the_best_in_bold():
     frame = pandas.DataFrame({"method": ["unet", "bm3d", "noisy"], "psnr": [26.123, None, 14.4], "n": [3, 40, 5],
                               "bias": [-0.001, 0.0, math.nan], "note": ["a | b", None, "worst"]})
@@ -160,31 +150,10 @@ def test_scores_of_methods_with_other_sources_go_into_the_axis_given():
     assert np.isnan(axis.lines[0].get_xdata()[0]) and axis.lines[0].get_xdata()[1] == 2.0
 
 
-def result_rows():
-    scores = {"unet": (28.5, 24.0), "noisy": (14.5, 14.8), "bm3d": (28.0, 24.2)}
-    rows = []
-    for sigma in (25, 50):
-        for method, values in scores.items():
-            for source, value in zip(("road", "wall", "mean"), (*values, sum(values) / 2), strict=True):
-                rows.append({"method": method, "source": source, "sigma": sigma, "psnr": value + (50 - sigma) / 10,
-                             "legibility": None if source == "wall" or method == "noisy" else value / 100})
-    return rows
-
-
-def test_pivot_sorts_by_the_mean():
-    lines = pivot(result_rows())
-    assert [line["method"] for line in lines] == ["noisy", "bm3d", "unet"]
-    assert lines[2] == {"method": "unet", "road": 28.5, "wall": 24.0, "mean": 26.25}
-    assert pivot(result_rows(), sigma=25)[0]["road"] == 17.0
-
-
-def test_pivot_puts_what_was_not_measured_first():
-    assert [line["mean"] for line in pivot(result_rows(), "legibility")] == [None, 0.261, 0.2625]
-
-
-def test_pivot_of_another_sigma_says_which_there_are():
-    with pytest.raises(ValueError, match=r"no results at sigma 15, there are \[25, 50\]"):
-        pivot(result_rows(), sigma=15)
+@pytest.mark.parametrize("scores", [pandas.DataFrame(), pandas.DataFrame({"road": [math.nan]}, index=["unet"])])
+def test_scores_without_any_value_are_refused(scores):
+    with pytest.raises(ValueError, match=f"at least one value, got none in {len(scores)} rows"):
+        show_scores(scores)
 
 
 def test_history_has_both_axes_labelled():

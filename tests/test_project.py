@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import project
-from helpers.project import data_dir, env_path, live_seconds, load_results, pick_device, set_seed, versions, write_json
-from lab.provenance import git_revision, provenance, save_results
+from helpers.project import data_dir, env_path, live_seconds, pick_device, set_seed, versions, write_json
+from lab.provenance import git_revision, provenance
 from surfaces.files import atomic_path
 
 
@@ -152,22 +152,6 @@ plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow
 @given(plain)
 def test_plain_content_stays_as_it_is(content):
     assert json.loads(json.dumps(project.plain(content))) == json.loads(json.dumps(content))
-
-
-def test_results_make_the_round(data):
-    save_results("baselines", {"rows": [{"psnr": 26.1}]})
-    assert load_results("baselines") == {"rows": [{"psnr": 26.1}]}
-    assert [path.name for path in (data / "results").iterdir()] == ["baselines.json"]
-
-
-def test_missing_results_list_those_there_are(data):
-    with pytest.raises(FileNotFoundError, match="there: none"):
-        load_results("photos")
-    save_results("cams", {})
-    save_results("baselines", {})
-    (data / "results" / ".student.77.part.json").write_text("{")
-    with pytest.raises(FileNotFoundError, match=r"no results 'photos' \(wanted photos.json .*there: baselines, cams\)"):
-        load_results("photos")
 
 
 def test_revision_is_short_or_unknown(monkeypatch, tmp_path):
