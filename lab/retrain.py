@@ -5,7 +5,7 @@
     python -m lab.retrain --list                               the plan
 
 Runs of one seed see the same crops with the same noise. Weights and figures are kept in data/runs/losses/;
-``python -m lab.report_losses`` makes data/results/losses.json of them.
+``python -m lab.report_losses`` makes the `losses` tables of them.
 """
 
 import argparse
