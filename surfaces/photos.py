@@ -82,7 +82,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
         return _read_deep(path, None, orientation).shape[:2]
     with image:
         width, height = image.size
-    return (width, height) if 5 <= orientation <= 8 else (height, width)
+    return (width, height) if orientation >= 5 else (height, width)
 
 
 def write_photo(path: str | Path, image: np.ndarray) -> None:
@@ -176,7 +176,12 @@ def _open(path):
     deep = "16" in str(raw) or image.mode.startswith(("I", "F"))
     # Pillow would decode a whole PNG to look for EXIF data behind the pixels, where hardly any has it
     early = image.format != "PNG" or "exif" in image.info
-    orientation = image.getexif().get(EXIF_ORIENTATION, 1) if early else 1
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1) if early else 1
+    except Exception as error:  # damaged EXIF data raise errors of any kind, and say nothing about the pixels
+        warnings.warn(f"{path}: its EXIF data cannot be read ({error}); taken as upright", stacklevel=4)
+        orientation = 1
+    orientation = orientation if orientation in range(1, 9) else 1
     if image.format == "TIFF":  # OpenCV turns it; Pillow scrambles uncompressed grey ones that lie on their side
         return image, deep or orientation != 1, 1
     return image, deep, orientation
@@ -188,7 +193,17 @@ def _load(image, path, orientation=1):
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: wanted a whole image, it breaks off or is damaged: {error}") from error
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
+    return _upright(image, orientation)
+
+
+def _upright(image, orientation):
+    """Return Pillow's image turned as an EXIF orientation says."""
+    if orientation == 1:
+        return image
+    image.getexif()[EXIF_ORIENTATION] = orientation
+    for kept in ("exif", "Raw profile type exif"):  # Pillow would write the rest anew, and fail where it is damaged
+        image.info.pop(kept, None)
+    return ImageOps.exif_transpose(image)
 
 
 def _read_deep(path, image, orientation):
@@ -210,10 +225,8 @@ def _read_deep(path, image, orientation):
     if orientation == 1:
         return pixels
     # OpenCV leaves a PNG as it lies in the file, and Pillow turns no image of 16 bit colour, but each channel as floats
-    channels = [Image.fromarray(channel) for channel in np.moveaxis(pixels, 2, 0)]
-    for channel in channels:
-        channel.getexif()[EXIF_ORIENTATION] = orientation
-    return np.stack([np.asarray(ImageOps.exif_transpose(channel)) for channel in channels], axis=2)
+    channels = [_upright(Image.fromarray(channel), orientation) for channel in np.moveaxis(pixels, 2, 0)]
+    return np.stack([np.asarray(channel) for channel in channels], axis=2)
 
 
 def _as_floats(pixels):
@@ -228,7 +241,7 @@ def _to_srgb(image, profile, path):
         try:
             source = ImageCms.ImageCmsProfile(BytesIO(profile))
             image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError) as error:
+        except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:  # damaged ones raise any of these
             warnings.warn(f"{path}: its colour profile cannot be used ({error}); taken as sRGB", stacklevel=4)
     return np.asarray(image.convert("RGB"))
 

@@ -256,6 +256,49 @@ def test_truncated_pictures_are_refused(tmp_path, name, share):
             read(path)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "lzw.tif", "a.webp", "a.bmp", "a.ppm", "palette.png",
+                                  "16.png", "16.tif"])
+def test_a_damaged_file_is_read_or_refused_by_name(tmp_path, name):
+    """Bytes changed at random, sixty times: an image of the size that the header says, or an error that names it."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a wall"
+    path, rng = tmp_path / name, np.random.default_rng(len(name))
+    if name.startswith("16"):
+        cv2.imwrite(str(path), PICTURE.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(PICTURE).quantize(16) if name.startswith("palette") else Image.fromarray(PICTURE)
+        options = {"exif": exif, "icc_profile": linear_profile()} if path.suffix not in (".bmp", ".ppm") else {}
+        image.save(path, **options, **({"compression": "tiff_lzw"} if name.startswith("lzw") else {}))
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(60):
+        damaged = whole.copy()
+        # most of what can go wrong stands in the head
+        places = rng.integers(min(len(whole), 400) if rng.random() < 0.6 else len(whole), size=rng.integers(1, 9))
+        damaged[places] = rng.integers(256, size=len(places))
+        path.write_bytes(damaged.tobytes())
+        try:
+            image = read_photo(path)
+        except ValueError as error:
+            assert name in str(error)
+        else:
+            assert image.dtype == np.float32 and image.min() >= 0 and image.max() <= 1
+            assert read_size(path) == image.shape[:2] == read_mask(path).shape
+
+
+def test_broken_exif_is_told_and_turns_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.webp"
+    Image.fromarray(PICTURE).save(path, exif=exif, lossless=True)
+    content = path.read_bytes()
+    assert content.count(b"MM\0*") == 1
+    path.write_bytes(content.replace(b"MM\0*", b"MM?*"))
+    with pytest.warns(UserWarning, match="a.webp: its EXIF data cannot be read.*taken as upright"):
+        photo = read_photo(path)
+    np.testing.assert_array_equal(photo, PICTURE.astype(np.float32) / 255)
+
+
 def test_reading_as_bytes_is_reading_and_rounding(tmp_path):
     deep = RNG.integers(0, 65536, (40, 60, 3), dtype=np.uint16)
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
