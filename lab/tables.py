@@ -85,6 +85,7 @@ def save_tables(tables, made, methods=(), **settings):
         if name.endswith("_items"):
             check_the_same_noise(name, rows)
     origin = there("provenance")
+    places = list(dict.fromkeys([*origin.get("table", []), *tables]))  # so that git shows only what changed
     for name, rows in tables.items():
         note = pd.DataFrame([{"table": name, **made, "methods": " ".join(methods) or None}], dtype=object)
         if methods or name in SHARED:
@@ -93,13 +94,15 @@ def save_tables(tables, made, methods=(), **settings):
         else:
             save_table(name, rows)
             origin = pd.concat([origin[origin["table"] != name] if len(origin) else origin, note])
-    save_table("provenance", origin)
+    save_table("provenance", origin.sort_values("table", key=lambda names: names.map(places.index), kind="stable"))
     chosen = [{"table": group, "setting": setting, "value": str(value)}
               for group, values in settings.items() for setting, value in values.items()]
     if chosen:
         path = data_dir() / "results" / "settings.csv"  # read as text: numbers keep their digits
         rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records") if path.is_file() else []
-        save_table("settings", [row for row in rows if row["table"] not in settings] + chosen)
+        places = list(dict.fromkeys(row["table"] for row in rows + chosen))
+        save_table("settings", sorted([row for row in rows if row["table"] not in settings] + chosen,
+                                      key=lambda row: places.index(row["table"])))
 
 
 def there(name):

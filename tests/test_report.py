@@ -92,7 +92,8 @@ def test_measured_anew_the_old_rows_and_their_origin_go(stored):
     assert list(results("provenance").query("table == 'filters'")["revision"]) == ["a"]
     save_tables({"seconds": [{"notebook": "01", "seconds": 2.0}]}, MADE, seconds={"live": 20.0})
     save_tables({"seconds": [{"notebook": "01", "seconds": 3.0}]}, MADE, photos={"best": "a, 3"})
-    assert results("settings").to_numpy().tolist() == [["seconds", "live", "20.0"], ["photos", "best", "a, 3"]]
+    assert results("settings").to_numpy().tolist() == [["photos", "best", "a, 3"], ["seconds", "live", "20.0"]]
+    assert list(results("provenance")["table"]) == ["photos", "photos_items", "filters", "seconds"]  # in their places
 
 
 @pytest.mark.parametrize("again", [
