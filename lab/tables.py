@@ -6,6 +6,7 @@ the values do. ``helpers.project.results`` reads them.
 """
 
 import gzip
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -30,10 +31,11 @@ KEYS = {
     "student_items": "method block name", "surfaces": "set source figure", "synthetic": "method source sigma",
     "synthetic_items": "method sigma name", "trained_on": "method source sigma",
     "unseen": "set noise method source", "unseen_items": "set noise method name"}
+Rows = pd.DataFrame | Iterable[dict]
 SHARED = ("filters",)  # written by several commands, each its own rows
 
 
-def save_table(name, rows):
+def save_table(name: str, rows: Rows) -> None:
     """Write rows as ``data/results/<name>.csv``; large ones, ``..._items`` and ``..._vectors``, compressed.
 
     The compressed file holds no time and no name, so that the same rows give the same bytes.
@@ -64,7 +66,7 @@ def save_table(name, rows):
         temporary.write_bytes(content)
 
 
-def save_tables(tables, made, methods=(), **settings):
+def save_tables(tables: Mapping[str, Rows], made: Mapping, methods: Sequence[str] = (), **settings: Mapping) -> None:
     """Write the tables of one command, how they were made into `provenance`, and what was chosen into `settings`.
 
     Args:
@@ -89,7 +91,7 @@ def save_tables(tables, made, methods=(), **settings):
     for name, rows in tables.items():
         note = pd.DataFrame([{"table": name, **made, "methods": " ".join(methods) or None}], dtype=object)
         if methods or name in SHARED:
-            save_table(name, pd.concat([there(name), rows]).drop_duplicates(KEYS[name].split(), keep="last"))
+            save_table(name, put_into(there(name), rows, KEYS[name].split()))
             origin = pd.concat([origin, note]).drop_duplicates(KEYS["provenance"].split(), keep="last")
         else:
             save_table(name, rows)
@@ -105,7 +107,20 @@ def save_tables(tables, made, methods=(), **settings):
                                       key=lambda row: places.index(row["table"])))
 
 
-def there(name):
+def put_into(old: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """Return the rows of `old`, those that `new` has too replaced in their places, then what only `new` has.
+
+    >>> put_into(pd.DataFrame({"a": [1, 2], "b": [3, 4]}), pd.DataFrame({"a": [0, 1], "b": [5, 6]}), ["a"]).to_numpy()
+    array([[1, 6],
+           [2, 4],
+           [0, 5]])
+    """
+    both = pd.concat([old, new], ignore_index=True)
+    place = both.groupby(key, sort=False, dropna=False).ngroup()  # of the first row with this key
+    return both.drop_duplicates(key, keep="last").sort_index(key=lambda rows: place[rows], ignore_index=True)
+
+
+def there(name: str) -> pd.DataFrame:
     """Return the table of that name, or one without rows where there is none yet."""
     try:
         return results(name)
@@ -113,7 +128,7 @@ def there(name):
         return pd.DataFrame()
 
 
-def check_the_same_noise(name, rows):
+def check_the_same_noise(name: str, rows: pd.DataFrame) -> None:
     """Raise ValueError unless "noisy" among the `rows` of some methods has the figures of table `name`, per item."""
     key = KEYS[name].split()
     now, before = (part[part["method"] == "noisy"].set_index(key).select_dtypes("number")

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from helpers.project import results
 from lab import notebooks
 from lab.pages import WIDGET_NOTE
 from lab.readme import results_table
@@ -42,6 +43,19 @@ def test_run_executes_into_build_and_leaves_the_notebook_alone(tmp_path, capsys)
     assert executed.cells[2].outputs[0].text == sys.executable + "\n"  # and in this Python
     assert "07_small" in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "build" / "html").iterdir()} == {"07_small.html", "index.html"}
+
+
+def test_seconds_are_recorded_for_the_readme(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
+    monkeypatch.setenv("LIVE_SECONDS", "7")
+    write(tmp_path / "notebooks", "print(1)")
+    assert call("run", tmp_path) == 0 and not list((tmp_path / "results").iterdir())
+    assert call("run", tmp_path, "--record") == 0
+    seconds, chosen, origin = (results(name) for name in ("seconds", "settings", "provenance"))
+    assert list(seconds["notebook"]) == ["07_small"] and 0 < seconds["seconds"].item() < 60
+    assert chosen.to_numpy().tolist() == [["seconds", "live_seconds", 7.0]]
+    assert origin[["table", "command"]].to_numpy().tolist() == [["seconds", "python -m lab.notebooks run --record"]]
 
 
 def test_a_failing_cell_is_shown_and_the_others_still_run(tmp_path, capsys):

@@ -81,6 +81,8 @@ def test_only_what_was_measured_again_is_replaced(stored):
     items = results("photos_items")
     assert len(items) == 4 * 5 and set(items.query("method == 'unet' and sigma == 50")["mse"]) == {2}
     assert results("filters").set_index("set")["arguments"].to_dict() == {"a": "{}", "b": '{"weight": 0.7}'}
+    order = list(dict.fromkeys(results("photos")["method"]))
+    assert order == ["noisy", "unet", "conv", "new"]  # in their places, so that git shows only what changed
     made = results("provenance").query("table == 'photos'")
     assert list(made["revision"]) == ["a", "b"] and list(made["methods"].fillna("all")) == ["all", "unet new"]
 
