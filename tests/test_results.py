@@ -1,4 +1,4 @@
-"""The tables of data/results/: they hold what the JSON files held, and they hold together."""
+"""The tables of data/results/ hold together, and hold what the JSON files held that they were converted from."""
 
 import gzip
 import json
