@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 
 from helpers import models
 from helpers.models import Denoiser, check_finite_weights
@@ -115,10 +115,7 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[st
     # safetensors refuses tensors that share memory, as tied weights do.
     copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     with atomic_path(path) as temporary:
-        try:
-            save_file(copies, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path} cannot be written, what was there is left as it was: {error}") from error
+        temporary.write_bytes(serialize(copies, metadata))  # safetensors' own writer leaves files that only we may read
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
