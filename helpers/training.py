@@ -33,26 +33,19 @@ class TrainingError(RuntimeError):
 class Run:
     """Where and how `fit` runs. This one: in one process, on `pick_device()`, with nothing kept.
 
-    Attributes:
-        device: where the network and the batches go.
-        processes: how many processes share a batch.
-        is_main: whether this process is the one that scores, shows the bar and writes.
-        kept: what a `TrainingError` adds to its message: where the last good state is.
+    `device` is where the network and the batches go.
     """
 
-    processes: int = 1
-    is_main: bool = True
-    kept: str = ""
+    processes: int = 1  # that share a batch
+    is_main: bool = True  # whether this process is the one that scores, shows the bar and writes
+    kept: str = ""  # what a TrainingError adds to its message: where the last good state is
 
     def __init__(self) -> None:
         self.device = pick_device()
 
     def restore(self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer,
                 settings: dict) -> tuple[int, list[dict]]:
-        """Load an earlier state into the three, if there is one; return the step it stands at and its history.
-
-        `settings` is what a run cannot change on its way: its steps, batch size, rate, optimizer, seed and so on.
-        """
+        """Load an earlier state into the three, if there is one of these `settings`; return its step and history."""
         return 0, []
 
     def prepare(self, model: nn.Module, batches: DataLoader) -> tuple[nn.Module, Iterable]:
@@ -67,12 +60,8 @@ class Run:
         """Return the mean of a number over all processes."""
         return float(value)
 
-    def clock(self, seconds: float) -> float:
-        """Return the main process's `seconds`, the same in all processes."""
-        return seconds
-
     def keep(self, step: int, history: list[dict]) -> None:
-        """Write the state after `step`; called with every line of the history, by the main process alone."""
+        """Write the state after `step`: with every line of the history, in the main process alone."""
 
     def finish(self) -> None:
         """Wait until all processes are here, and let go of the network."""
@@ -81,8 +70,8 @@ class Run:
 def make_optimizer(name: str, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Return the optimizer `name` of `parameters`.
 
-    "adamw" is AdamW (Loshchilov and Hutter, 2019). "muon" (Jordan et al., kellerjordan.github.io/posts/muon, 2024; here
-    timm's) makes the step of each layer's weights, as a matrix (first axis, all others), orthogonal, so that its weak
+    "adamw" (Loshchilov and Hutter, 2019), or "muon" (Jordan et al., kellerjordan.github.io/posts/muon, 2024; timm's):
+    it makes the step of each layer's weights, as a matrix (first axis, all others), orthogonal, so that its weak
     directions move as far as its strong ones; scaled to be as long as AdamW's (Liu et al., arXiv:2502.16982). Biases
     and matrices with fewer than four rows or more than 128 times as many columns are left to AdamW with Nesterov's
     momentum, at a third of the rate.
@@ -187,7 +176,7 @@ def fit(model: nn.Module, train: Dataset, valid: Dataset | None = None, *, steps
         TrainingError: the loss or its gradient is not finite; says at which step.
         ValueError: a batch that the processes cannot share, too few images for the steps, an unknown name.
     """
-    # Refuse what cannot work before anything is touched.
+    # Refuse what cannot work.
     run = run or Run()
     steps = len(train) // max(batch_size, 1) if steps is None else steps
     if steps < 1 or batch_size < 1:
@@ -195,8 +184,7 @@ def fit(model: nn.Module, train: Dataset, valid: Dataset | None = None, *, steps
     if batch_size % run.processes:
         raise ValueError(f"batch_size must be a multiple of the {run.processes} processes, got {batch_size}")
     if len(train) < steps * batch_size:
-        raise ValueError(f"{steps} steps of {batch_size} take {steps * batch_size} images, the data set has "
-                         f"{len(train)}")
+        raise ValueError(f"{steps} steps of {batch_size} take {steps * batch_size} images, the set has {len(train)}")
     if seconds is not None and seconds <= 0:
         raise ValueError(f"seconds must be above 0, got {seconds}")
     if precision not in ("auto", "no", "bf16"):
@@ -226,18 +214,15 @@ def fit(model: nn.Module, train: Dataset, valid: Dataset | None = None, *, steps
     for step, sample in enumerate(batches, start + 1):
         # The rate follows how much of the run is done, by steps or by the clock.
         elapsed = time.perf_counter() - began
-        if seconds:
-            elapsed = run.clock(elapsed)  # one clock, or one process would stop and the others wait for it
+        if seconds:  # one clock, or one process would stop and the others wait for it
+            elapsed = run.mean(torch.tensor(elapsed, device=run.device))
         for group in stepper.param_groups:
             group["lr"] = learning_rate(min(elapsed / seconds if seconds else step / steps, 1.0), lr, schedule=schedule)
 
         # How wrong is the network on this batch? Weights stay float32, autocast chooses where bfloat16 is enough.
         sample = sample._replace(**{name: getattr(sample, name).to(run.device) for name in ("clean", "noisy", "mask")})
         with torch.autocast(run.device.type, torch.bfloat16, enabled=bfloat16):
-            if forward:
-                value = forward(network, sample)
-            else:
-                value = loss(network(sample.noisy).float(), sample.clean)
+            value = forward(network, sample) if forward else loss(network(sample.noisy).float(), sample.clean)
         mean = run.mean(value.detach())  # over the processes, so that all stop or none
         if not math.isfinite(mean):
             raise TrainingError(f"the loss is {mean} at step {step} of {steps}{run.kept}")
@@ -255,10 +240,10 @@ def fit(model: nn.Module, train: Dataset, valid: Dataset | None = None, *, steps
             average.update_parameters(model)
 
         # Now and then a line of the history, with the scores of the average, and the state on disk.
+        bar.update()
         total, counted = total + mean, counted + 1
         for name, part in getattr(loss, "parts", {}).items():
             parts[name] += float(part)
-        bar.update()
         last = step == steps or bool(seconds and elapsed >= seconds)
         if step % every == 0 or last:
             line = {"step": step, "loss": total / counted, "lr": stepper.param_groups[0]["lr"],

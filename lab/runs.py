@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import broadcast
 
 from helpers.checkpoints import CheckpointError, read_tensors, save_tensors
 from helpers.project import plain
@@ -167,9 +166,6 @@ class AcceleratedRun(Run):
 
     def mean(self, value):
         return float(self.accelerator.reduce(value, "mean"))
-
-    def clock(self, seconds):
-        return broadcast(torch.tensor(seconds, device=self.device)).item() if self.processes > 1 else seconds
 
     def wait(self):
         """Wait until all processes are here."""

@@ -479,7 +479,7 @@ def test_seconds_stop_the_run_and_drive_the_schedule(monkeypatch):
     ({"steps": 0}, "steps and batch_size must be at least 1, got 0 and 4"),
     ({"batch_size": 0}, "at least 1, got 48 and 0"),
     ({"batch_size": 49}, "at least 1, got 0 and 49"),
-    ({"steps": 13}, "13 steps of 4 take 52 images, the data set has 48"),
+    ({"steps": 13}, "13 steps of 4 take 52 images, the set has 48"),
     ({"seconds": 0}, "seconds must be above 0"),
     ({"seconds": 5, "folder": "runs"}, "cannot resume, and has no folder; got 5"),
     ({"schedule": "linear"}, "schedule must be one of cosine, constant, got 'linear'"),
