@@ -172,7 +172,7 @@ def train_student(teacher, pictures=150_000, batch_size=32, lr=3e-4, seed=0, dat
     views, valid, says, files = data or open_data(steps * batch_size, batch_size, seed)
     run = AcceleratedRun(data_dir() / "runs" / "student", {
         "teacher_sha256": teacher.sha256, "steps": steps, "batch_size": batch_size, "sizes": SIZES, "sigma": SIGMA,
-        "blocks": BLOCKS, "lr": lr, "seed": seed, "fingerprint": fingerprint(views, files)})
+        "blocks": BLOCKS, "lr": lr, "seed": seed, "fingerprint of the data": fingerprint(views, files)})
     if run.is_complete() and (history := written(folder, run.digest)):
         return history
     if run.device.type == "cpu":  # there the plain attention is faster in bfloat16 than the fused one

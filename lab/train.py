@@ -91,7 +91,8 @@ def _segmentation_loss(network, sample):
 
 def open_run(folder, model, recipe, data, **more):
     """Return the run of `model` by `recipe` on `data` in `folder`; `more` is what else makes it another run."""
-    identity = {**asdict(recipe), **model.card(), "fingerprint": fingerprint(data.crops, data.files), **more}
+    identity = {**asdict(recipe), **model.card(),
+                "fingerprint of the data": fingerprint(data.crops, data.files), **more}
     del identity["shipped"]  # where the result is kept changes nothing in the run
     return AcceleratedRun(folder, identity)
 
@@ -147,8 +148,9 @@ def train(name, workers=0, progress=True):
 
 
 def card_of(name):
-    """Return the card of checkpoint `name`, empty where there is none that can be read."""
+    """Return the card of checkpoint `name`, empty where there is none that can be loaded."""
     try:
+        load(name)
         return checkpoints.read_card(name)
     except (FileNotFoundError, CheckpointError):
         return {}
@@ -183,11 +185,14 @@ def main():
             print(f"{name:18} {recipe}")
         return
     missing = [name for name, recipe in RECIPES.items() if recipe.shipped and name not in checkpoint_names()]
-    for name in options.only or missing:
-        if name == "student":
-            train_student(TEACHER, workers=options.workers)
-        else:
-            train(name, workers=options.workers)
+    try:
+        for name in options.only or missing:
+            if name == "student":
+                train_student(TEACHER, workers=options.workers)
+            else:
+                train(name, workers=options.workers)
+    except CheckpointError as error:
+        raise SystemExit(f"{name}: {error}") from error
 
 
 if __name__ == "__main__":

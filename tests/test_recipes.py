@@ -203,6 +203,27 @@ def test_a_checkpoint_that_was_not_yet_written_is_written_from_the_state(data, m
     assert read_card("tiny")["data"] == "drawn 100 %" and read_card("tiny")["history"][-1]["step"] == 2
 
 
+def test_a_checkpoint_that_was_spoilt_is_written_again_from_the_complete_run(data, monkeypatch):
+    train("tiny", progress=False)
+    path = data / "checkpoints" / "tiny.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="sha256 differs.*make train ONLY=tiny"):
+        load("tiny")
+    train("tiny", progress=False)
+    assert len(path.read_bytes()) == len(whole) and path.read_bytes()[-1000:] == whole[-1000:]  # the weights, as before
+    load("tiny")
+
+
+def test_the_command_says_in_a_sentence_what_it_refuses(data, photographs, monkeypatch):
+    monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(TINY, data="photos"))
+    monkeypatch.setattr(sys, "argv", ["lab.train", "--only", "tiny"])
+    training.main()
+    monkeypatch.setenv("CRACK_PHOTOS", str(folder_of_photographs(data / "others", seed=1)))
+    with pytest.raises(SystemExit, match="^tiny: .*tiny holds another run, with fingerprint of the data .*remove it$"):
+        training.main()
+
+
 DRIVER = """
 from helpers.data import open_dataset
 from lab import train
