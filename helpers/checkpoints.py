@@ -1,19 +1,28 @@
-"""Trained denoisers on disk: safetensors plus a JSON card, written in one piece and verified on reading.
+"""Trained denoisers on disk: one safetensors file each, weights and card together, verified on reading.
 
-Nothing here unpickles. The card of ``unet.safetensors`` is ``unet.json``: architecture, its arguments, data, seed,
-steps, git revision, metrics and the sha256 of the weights.
+    save(model, "mine", {"architecture": "UNet", "arguments": {"width": 32}, "data": "my walls"})
+    model, card = load("mine"), read_card("mine")
+
+The card is JSON in the file's metadata, under the key "card": architecture and its arguments, data, seed, steps, git
+revision, metrics, and a sha256 of the weights. ``python -m lab.cards`` prints it. Nothing here unpickles, and nothing
+that a file says makes it go to the internet.
 """
 
 import hashlib
 import json
+from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
 
 from helpers import models
-from helpers.project import data_dir, write_json
+from helpers.models import Denoiser, check_finite_weights
+from helpers.project import data_dir, plain
 from surfaces.files import atomic_path
+
+WANTED = {"architecture": (str, "the name of a class in helpers.models"), "arguments": (dict, "a dict of plain values"),
+          "sha256": (str, "64 hexadecimal digits"), "vit": (dict, "a dict of name, sha256 and frozen")}
 
 
 class CheckpointError(RuntimeError):
@@ -24,13 +33,13 @@ class OtherViTError(CheckpointError):
     """A hybrid's checkpoint beside another ViT than the one that it was trained beside."""
 
 
-def checkpoint_path(name):
+def checkpoint_path(name: str) -> Path:
     """Return where checkpoint `name` is: in ``data/checkpoints/``, or in ``data/runs/`` as an experiment made here.
 
-    An alias leads to the checkpoint that it names.
+    An alias leads to the checkpoint that it names. Where there is neither, the path that a shipped one would have.
 
     Raises:
-        CheckpointError: an alias of a checkpoint that is not there.
+        CheckpointError: an alias of a checkpoint that is not there; a broken ``aliases.json``.
     """
     shipped = data_dir() / "checkpoints" / f"{name}.safetensors"
     if shipped.is_file():
@@ -43,117 +52,179 @@ def checkpoint_path(name):
     return experiment if experiment.is_file() else shipped
 
 
-def _aliases():
+def _aliases() -> dict[str, str]:
     """Return {alias: name} from ``data/checkpoints/aliases.json``: second names of shipped checkpoints."""
     path = data_dir() / "checkpoints" / "aliases.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        aliases = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or brackets a million deep
+        raise CheckpointError(f"aliases.json is no readable JSON: {type(error).__name__}: {error}") from error
+    if not isinstance(aliases, dict):
+        raise CheckpointError(f'aliases.json must be {{"alias": "name"}}, got a {type(aliases).__name__}')
+    for alias, name in aliases.items():
+        if not isinstance(name, str) or not name or Path(name).name != name:  # a path would lead out of the folder
+            raise CheckpointError(f"aliases.json: {alias!r} must be the name of a checkpoint, got {name!r}")
+    return aliases
 
 
-def checkpoint_names():
+def checkpoint_names() -> list[str]:
     """Return the names of the shipped checkpoints that are there and their aliases, sorted."""
     names = {path.stem for path in (data_dir() / "checkpoints").glob("[!.]*.safetensors")}  # no unfinished ones
     return sorted(names | {alias for alias, name in _aliases().items() if name in names})
 
 
-def build(architecture, arguments):
-    """Return an untrained model of class `architecture` in `helpers.models`.
+def build(architecture: str, arguments: dict) -> Denoiser:
+    """Return an untrained denoiser of class `architecture` in `helpers.models`.
 
     Raises:
         CheckpointError: there is no such class, or it does not take these arguments.
+        FileNotFoundError: a hybrid, and the ViT that `open_vit` looks for is not there.
     """
     kind = getattr(models, architecture, None)
-    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
+    if not (isinstance(kind, type) and issubclass(kind, Denoiser) and kind is not Denoiser):
         raise CheckpointError(f"helpers.models has no denoiser {architecture!r}")
     try:
-        return kind(**arguments)
-    except TypeError as error:
+        return kind.from_card({"architecture": architecture, "arguments": arguments})  # which fetches nothing
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{architecture} does not take the arguments {arguments}: {error}") from error
 
 
-def sha256(path):
-    """Return the file's sha256 as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """Return a sha256 of tensors as hexadecimal digits: of names, types, shapes and bytes, in the order of the names.
+
+    Example:
+        >>> tensors_sha256({"a": torch.zeros(2)}) == tensors_sha256({"a": torch.zeros(1, 2)})
+        False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # bfloat16 too, which numpy does not know
+    return digest.hexdigest()
 
 
-def save_tensors(tensors, path, metadata=None):
-    """Write a dict of tensors as safetensors through a temporary name; shared storage is copied apart."""
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a dict of tensors as safetensors in one step: a reader sees the old file or the new one.
+
+    Raises:
+        OSError: the file cannot be written, for example on a full disk.
+    """
+    # safetensors refuses tensors that share memory, as tied weights do.
     copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(copies, temporary, metadata)
+        temporary.write_bytes(serialize(copies, metadata))  # safetensors' own writer leaves files that only we may read
 
 
-def read_tensors(path):
-    """Return the tensors in a safetensors file.
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the tensors in a safetensors file, on the CPU, and its metadata.
 
     Raises:
         CheckpointError: the file is no readable safetensors file; says which.
     """
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:  # opened once, so that both are of one file
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def save(model, name, card, half=True, folder="checkpoints"):
-    """Write `model` as checkpoint `name`: the weights, then the card that vouches for them.
+def _checked(card: object, where: str) -> dict:
+    """Return `card` if it has the fields that loading relies on; `where` names the file in the message."""
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{where} needs a card, a JSON object, got {card!r:.80}")
+    for field, (kind, words) in WANTED.items():
+        if not isinstance(card.get(field), kind) and (field in card or field != "vit"):
+            raise CheckpointError(f"{where}: the card's field {field!r} must be {words}, got {card.get(field)!r:.80}")
+    return card
+
+
+def save(model: Denoiser, name: str, card: dict, half: bool = True, folder: str = "checkpoints") -> Path:
+    """Write `model` as checkpoint `name`, weights and card in one step.
 
     Args:
         model: a denoiser of `helpers.models`.
-        card: at least "architecture" and "arguments"; what else there is to say of its origin.
+        card: what there is to say of its origin, fit for JSON. What the model says of itself (`Denoiser.card`:
+            architecture, arguments, a hybrid's ViT), "name" and "sha256" are added.
         half: store float16, else as it is.
         folder: "checkpoints" for what is shipped, "runs" for experiments.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        CheckpointError: weights that are not finite in this precision.
+        OSError: the file cannot be written; an older one is left as it was.
     """
     path = data_dir() / folder / f"{name}.safetensors"
     state = model.state_dict()
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    save_tensors(state, path)
-    write_json(path.with_suffix(".json"), {**card, "name": name, "sha256": sha256(path)})
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path.name} is not written: {key} holds NaN or infinity"
+                                  + (" in half precision" if half else ""))
+    card = plain({**card, **model.card(), "name": name, "sha256": tensors_sha256(state)})
+    save_tensors(state, path, {"card": json.dumps(card, ensure_ascii=False, allow_nan=False)})
     return path
 
 
-def read_card(name):
-    """Return the card of checkpoint `name` as a dict.
-
-    Raises:
-        FileNotFoundError: no such checkpoint; lists those there are.
-        CheckpointError: the card is missing or is no JSON with the fields needed.
-    """
+def _read(name: str) -> tuple[dict[str, torch.Tensor], dict, str]:
+    """Return tensors, card and file name of checkpoint `name`, the card's fields checked."""
     path = checkpoint_path(name)
     if not path.is_file():
         there = ", ".join(checkpoint_names()) or "none"
-        raise FileNotFoundError(f"no checkpoint {name!r} in data/checkpoints (there: {there})")
+        raise FileNotFoundError(f"no checkpoint {name!r} in data/checkpoints (there: {there}): restore it from git, "
+                                f"or train it with `python -m lab.train --only {name}`")
+    tensors, metadata = read_tensors(path)
     try:
-        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        card["architecture"], card["arguments"], card["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {name!r} needs a card {name}.json with architecture, arguments and sha256: "
-                              f"{error!r}") from error
-    return card
+        card = json.loads(metadata["card"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} needs a card, JSON under the key 'card' of its metadata: "
+                              f"{type(error).__name__}: {error}") from error
+    return tensors, _checked(card, path.name), path.name
 
 
-def load(name):
-    """Return the trained denoiser `name`: float32, on the CPU, in eval mode.
+def read_card(name: str) -> dict:
+    """Return the card of checkpoint `name`.
 
     Raises:
         FileNotFoundError: no such checkpoint; lists those there are.
-        CheckpointError: the weights differ from the card's sha256, or do not fit the architecture it names.
+        CheckpointError: the card is missing, or has not the fields needed; names file and field.
+    """
+    return _read(name)[1]
+
+
+def load(name: str) -> Denoiser:
+    """Return the trained denoiser `name`: float32, on the CPU, in eval mode.
+
+    Raises:
+        FileNotFoundError: no such checkpoint; lists those there are and says how to train it.
+        CheckpointError: the weights differ from the card's sha256, are not finite, or do not fit the architecture it
+            names; the card is broken.
         OtherViTError: `open_vit()` gives another ViT than the one that it was trained beside.
     """
-    card, path = read_card(name), checkpoint_path(name)
-    if sha256(path) != card["sha256"]:
-        raise CheckpointError(f"{path.name} is not the file its card describes (sha256 differs): "
-                              f"restore both, or train it again with `make train ONLY={name}`")
-    model = build(card["architecture"], card["arguments"])
+    tensors, card, file = _read(name)
+    # The card vouches for the weights: a flipped bit is found here, and not seen later as a strange image.
+    if tensors_sha256(tensors) != card["sha256"]:
+        raise CheckpointError(f"{file} does not hold the weights that its card describes (sha256 differs): restore it "
+                              f"from git, or train it again with `make train ONLY={name}`")
     try:
-        if hasattr(model, "check_vit"):  # a frozen ViT's weights are not in the file: it must be the same one
-            model.check_vit(card)
+        model = build(card["architecture"], card["arguments"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    # A frozen ViT's weights are not in the file: it must be the same one.
+    try:
+        model.check_card(card)
     except ValueError as error:
-        raise OtherViTError(f"{path.name}: {error}") from error
+        raise OtherViTError(f"{file}: {error}") from error
     try:
-        model.load_state_dict(read_tensors(path))  # float16 is turned into the model's float32
+        model.load_state_dict(tensors)  # float16 is turned into the model's float32
+        check_finite_weights(model)
     except RuntimeError as error:
-        wanted = f"{card['architecture']}({card['arguments']})"
-        raise CheckpointError(f"{path.name} does not fit {wanted}: {error}") from error
+        raise CheckpointError(f"{file} does not fit {card['architecture']}({card['arguments']}): {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
     return model.eval()

@@ -5,6 +5,7 @@ autoencoders" (ICML 2008); U-Net, Ronneberger et al. (MICCAI 2015, arXiv:1505.04
 the picture, Zhang et al., "Beyond a Gaussian denoiser" (DnCNN, arXiv:1608.03981).
 """
 
+import inspect
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,43 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from helpers.vit import ViT, open_vit, patch_grid, vit_blocks
+
+
+class Denoiser(nn.Module):
+    """What a denoiser is: a network called as ``model(noisy)``, (B, 3, H, W) in [0, 1] in and out."""
+
+    def __new__(cls, *args, **kwargs):
+        model = super().__new__(cls)
+        model.arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs).arguments
+        del model.arguments["self"]
+        return model
+
+    @classmethod
+    def from_card(cls, card):
+        """Return an untrained model as a checkpoint's card describes it; nothing is ever fetched for it."""
+        return cls(**card["arguments"])
+
+    def card(self):
+        """Return what a checkpoint's card says of the network: "architecture" and "arguments", fit for JSON."""
+        return {"architecture": type(self).__name__, "arguments": dict(self.arguments)}
+
+    def check_card(self, card):
+        """Raise ValueError where `card` is of a checkpoint that would be wrong in this model: here, never."""
+
+    def start_from(self, other):
+        """Take over all weights of a trained network and return the model; raise ValueError where they do not fit."""
+        try:
+            self.load_state_dict(other.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"wanted weights for {type(self).__name__}: {error}") from error
+        return self
+
+
+def check_finite_weights(model):
+    """Raise ValueError, naming the first tensor, where a weight or a buffer of a network holds NaN or infinity."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not tensor.isfinite().all():
+            raise ValueError(f"wanted finite weights in {type(model).__name__}, got NaN or infinite values in {name}")
 
 
 def check_size(noisy, multiple=8, exact=None):
@@ -38,7 +76,7 @@ def double_conv(channels, out_channels):
                          nn.Conv2d(out_channels, out_channels, 3, padding=1), nn.ReLU(inplace=True))
 
 
-class DenseDAE(nn.Module):
+class DenseDAE(Denoiser):
     """A fully connected denoising autoencoder for 56 x 56 pictures.
 
     Args:
@@ -73,7 +111,7 @@ class DenseDAE(nn.Module):
         return (1 - self.gate) * output + self.gate * noisy if self.skip else output
 
 
-class ConvDAE(nn.Module):
+class ConvDAE(Denoiser):
     """A convolutional denoising autoencoder without skip connections: three stages down, three up.
 
     Args:
@@ -105,7 +143,7 @@ class ConvDAE(nn.Module):
         return noisy - output if self.predict == "noise" else output
 
 
-class UNet(nn.Module):
+class UNet(Denoiser):
     """U-Net of the original experiments: stages of w, 2w, 4w channels and a bottleneck of 8w.
 
     Args:
@@ -305,11 +343,21 @@ class HybridViTUNet(UNet):
         self.load_state_dict(weights, strict=False)
         return self
 
-    def vit_card(self):
-        """Return what a checkpoint's card says of the ViT: its name, the sha256 of its weights, what is frozen."""
-        return {"name": self.vit.name, "sha256": self.vit.sha256, "frozen": self.freeze_vit}
+    @classmethod
+    def from_card(cls, card):
+        """As in `Denoiser`; a card that names a ViT among its arguments is refused, since it could be fetched."""
+        if card["arguments"].get("vit") is not None:
+            raise ValueError(f"a card's arguments must not name a ViT, got {card['arguments']['vit']!r}: the ViT is "
+                             "the built-in one or that of DENOISE_VIT")
+        return super().from_card(card)
 
-    def check_vit(self, card):
+    def card(self):
+        """As in `Denoiser`, and in "vit" its name, the sha256 of its weights, and what of them is frozen."""
+        card = super().card()
+        card["arguments"].pop("vit", None)  # a file elsewhere: the card vouches for it, it does not open it
+        return {**card, "vit": {"name": self.vit.name, "sha256": self.vit.sha256, "frozen": self.freeze_vit}}
+
+    def check_card(self, card):
         """Raise ValueError where `card`, a checkpoint's, names other weights for the frozen part of the ViT."""
         wanted = card.get("vit") or {}
         if self.freeze_vit is not False and wanted.get("sha256") != self.vit.sha256:

@@ -16,21 +16,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers import checkpoints
+from helpers import checkpoints, models
 from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.metrics import mse
 from helpers.project import data_dir, env_path, set_seed, write_json
-from helpers.training import fit
 from lab.aggregate import interval, item_rows, mean_of_sources, source_rows
 from lab.cost import weights
 from lab.intervals import holm
 from lab.measures import other_tile, zone_mse
 from lab.provenance import provenance
 from lab.recipes import JOINS_TRIED, Recipe
+from lab.runs import refuse_another
 from lab.student import TEACHER
 from lab.tables import save_tables
-from lab.train import training_data
+from lab.train import fit_recipe, open_run, training_data
 
 BUDGET = Recipe("UNet", data="both", steps=600, batch_size=8, crop=128, sigma=(5, 60), lr=1e-3, shipped=False)
 
@@ -68,7 +68,7 @@ def make_model(arm, seed, teacher):
     if vit := ARMS[arm].vit:
         options["vit"] = None if vit == "student" else teacher
         options["seed"] = seed if vit == "random" else None
-    return checkpoints.build(ARMS[arm].architecture, options)
+    return getattr(models, ARMS[arm].architecture)(**options)
 
 
 def run_path(arm, seed, steps):
@@ -76,19 +76,26 @@ def run_path(arm, seed, steps):
 
 
 def train_arm(arm, seed, steps, teacher, workers=0):
-    """Train one network, unless that was done, and write what it does on every test tile."""
+    """Train one network, unless that was done, and write what it does on every test tile.
+
+    Raises:
+        CheckpointError: it was done, or begun, with other photographs, another teacher or budget.
+    """
     folder = run_path(arm, seed, steps)
-    if folder.with_suffix(".json").is_file():
-        return
-    model = make_model(arm, seed, teacher)
-    recipe = replace(BUDGET, steps=steps, seed=seed)
-    crops, _, line = training_data(recipe)
-    history = fit(model, crops, None, batch_size=recipe.batch_size, lr=recipe.lr, folder=folder, workers=workers,
-                  seed=seed, every=max(1, steps // 6))
-    content = {"arm": arm, "seed": seed, "steps": steps, "data": line, "history": history,
-               "trained": weights(model, trained=True), "weights": weights(model), **test(model)}
-    write_json(folder.with_suffix(".json"), content, indent=None)
-    print(f"{arm} {seed}: loss {history[-1]['loss']:.5f}, test {np.mean(content['mse']):.6f}", flush=True)
+    path, recipe = folder.with_suffix(".json"), replace(BUDGET, steps=steps, seed=seed)
+    model, data = make_model(arm, seed, teacher), training_data(recipe)
+    run = open_run(folder, model, recipe, data)
+    if path.is_file():
+        return refuse_another(json.loads(path.read_text(encoding="utf-8")).get("identity", {}), run.identity, path)
+    card = fit_recipe(run, model, recipe, data, f"python -m lab.ablation train --arms {arm} --steps {steps}",
+                      scored=False, every=max(1, steps // 6), workers=workers)
+    if run.is_main:
+        content = {"arm": arm, "seed": seed, "steps": steps, "data": card["data"], "identity": run.identity,
+                   "history": card["history"], "trained": weights(model, trained=True), "weights": weights(model),
+                   **test(model)}
+        write_json(path, content, indent=None)
+        print(f"{arm} {seed}: loss {card['history'][-1]['loss']:.5f}, test {np.mean(content['mse']):.6f}", flush=True)
+    run.wait()
 
 
 @torch.inference_mode()

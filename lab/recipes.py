@@ -17,6 +17,7 @@ class Recipe:
         sigma: noise, standard deviation on the 0..255 scale; a number or a (low, high) range drawn per crop.
         lr: the optimizer's peak learning rate.
         optimizer: "adamw" or "muon" (`helpers.training.make_optimizer`).
+        schedule: of the rate after the warm-up, "cosine" or "constant" (`helpers.training.learning_rate`).
         colour: share of the crops whose colours are changed (`helpers.data.Crops`).
         everyday: share of the crops cut from everyday photographs (`surfaces.training_images.everyday_pool`), 0..0.4.
         start: name of the recipe whose weights it starts from, or None.
@@ -34,12 +35,16 @@ class Recipe:
     sigma: float | tuple = (5, 60)
     lr: float = 1e-3
     optimizer: str = "adamw"
+    schedule: str = "cosine"
     colour: float = 0.0
     everyday: float = 0.15
     start: str | None = None
     objective: str = "denoise"
     shipped: bool = True
     seed: int = 0
+
+
+SHEETS = 600  # synthetic surfaces of 512 x 512 that a training's crops are cut from
 UNET = {"width": 32, "predict": "noise"}
 JOINS_TRIED = {"concat": {}, "blocks": {"blocks": [2, 5, 8, 11]}, "gated": {"join": "gated", "blocks": [2, 5, 8, 11]},
                "attention": {"join": "attention", "blocks": [2, 5, 8, 11]},
@@ -93,4 +98,3 @@ def start_of(recipe, photos):
     while start and RECIPES[start].data == "photos" and not photos:
         start = RECIPES[start].start
     return start
-SHEETS = 600  # drawn surfaces of 512 x 512 that a training's crops are cut from

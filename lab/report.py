@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
-from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
+from helpers.checkpoints import checkpoint_names, load, read_card
 from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.project import data_dir, env_path, results, write_json
@@ -93,7 +93,7 @@ def methods(sigma, only=None):
         yield name, parameters, partial(function, sigma=sigma, **parameters)
     for name in (name for name in DENOISERS if name in checkpoint_names() and (not only or name in only)):
         model = load(name)
-        yield name, {"sha256": sha256(checkpoint_path(name))}, lambda noisy, model=model: denoise(model, noisy)
+        yield name, {"sha256": read_card(name)["sha256"]}, lambda noisy, model=model: denoise(model, noisy)
 
 
 def reader():
@@ -106,7 +106,7 @@ def reader():
     def read(picture):
         picture = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
         return torch.sigmoid(model(picture[None]))[0, 0].numpy()
-    return read, sha256(checkpoint_path("segmenter"))
+    return read, read_card("segmenter")["sha256"]
 
 
 def measure_legibility(picture, mask, read):
@@ -203,7 +203,7 @@ def report_surfaces(photos):
     """
     parts = []
     for name in ("unet_photos_only", "unet_drawn_only"):
-        model, key = load(name), {"method": name, "sha256": sha256(checkpoint_path(name))}
+        model, key = load(name), {"method": name, "sha256": read_card(name)["sha256"]}
         dataset = open_dataset("test", photos=photos)
         samples = [dataset[i] for i in range(len(dataset))]
         columns = cached({**key, "content": content_key(samples)},

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from helpers.cam import LAYERS, SharedMap, layers_of
-from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
+from helpers.checkpoints import checkpoint_names, load, read_card
 from helpers.data import open_dataset
 from helpers.project import env_path
 from helpers.vit import open_vit
@@ -65,7 +65,7 @@ class Work:
         self.sets = {"photos": self.photos, "built-in": False}
         self.networks = {"teacher": open_vit(teacher), "student": open_vit()}
         self.networks |= {name: load(file) for name, file in CHECKPOINTS.items() if file in checkpoint_names()}
-        self.digests = {name: getattr(model, "sha256", None) or sha256(checkpoint_path(CHECKPOINTS[name]))
+        self.digests = {name: getattr(model, "sha256", None) or read_card(CHECKPOINTS[name])["sha256"]
                         for name, model in self.networks.items()}
         self._samples = {}
 

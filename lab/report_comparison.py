@@ -20,7 +20,7 @@ from skimage.restoration import estimate_sigma
 from tqdm import tqdm
 
 from helpers.cam import activation_map
-from helpers.checkpoints import checkpoint_names, checkpoint_path, load, sha256
+from helpers.checkpoints import checkpoint_names, load, read_card
 from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.metrics import psnr
@@ -57,7 +57,7 @@ def methods():
             return torch.from_numpy(FILTERS[name](picture, sigma).astype(np.float32)).permute(2, 0, 1)
         yield name, {}, filtered
     for name in (name for name in DENOISERS if name in checkpoint_names()):
-        yield name, {"sha256": sha256(checkpoint_path(name))}, partial(denoise, load(name))
+        yield name, {"sha256": read_card(name)["sha256"]}, partial(denoise, load(name))
 
 
 def tested(samples, make, function):
@@ -98,7 +98,7 @@ def clean_legibility(dataset):
 
 def intervention(samples, train, name):
     """Return rows of the token intervention in hybrid `name`, as in `cams_interventions`."""
-    key = {"tokens": name, "sha256": sha256(checkpoint_path(name)), "content": content_key(samples), "n": len(samples)}
+    key = {"tokens": name, "sha256": read_card(name)["sha256"], "content": content_key(samples), "n": len(samples)}
     vit = open_vit()
     columns = cached(key, lambda: replace_tokens(samples, load(name), lambda sample: {
         "map": activation_map(vit, sample.noisy, "block 5").raw}, train))
@@ -133,7 +133,7 @@ def costs():
         with torch.inference_mode():
             row["peak_mb"] = peak_memory(lambda model=model: model(picture), torch.device("cpu")) / 1e6
         if row["method"] in ("unet", "hybrid"):
-            row |= cached({"large photograph": row["method"], "sha256": sha256(checkpoint_path(row["method"]))},
+            row |= cached({"large photograph": row["method"], "sha256": read_card(row["method"])["sha256"]},
                           partial(large, row["method"]))
     return pd.DataFrame(rows, dtype=object).rename(columns={
         "weights": "weights_millions", "trained": "trained_millions", "vit share": "vit_share_percent"})

@@ -9,8 +9,9 @@ Runs of one seed see the same crops with the same noise. Weights and figures are
 """
 
 import argparse
+import json
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch.utils.data import ConcatDataset
@@ -21,13 +22,12 @@ from helpers.data import open_dataset
 from helpers.losses import CamWeightedLoss, CombinedLoss, FrequencyLoss, RegionalSharpnessLoss, WaveletLoss
 from helpers.metrics import crack_auc
 from helpers.project import data_dir, env_path, set_seed, write_json
-from helpers.training import fit
 from helpers.vit import open_vit
 from lab.measures import evaluate_image
-from lab.provenance import provenance
 from lab.recipes import Recipe
 from lab.report import measure_legibility, numpy_picture, reader
-from lab.train import training_data
+from lab.runs import refuse_another
+from lab.train import fit_recipe, open_run, training_data
 
 BUDGET = Recipe("HybridViTUNet", data="both", steps=400, batch_size=8, crop=128, sigma=(5, 60), lr=3e-4, colour=0.25,
                 start="hybrid", shipped=False)
@@ -93,30 +93,28 @@ def folder():
 
 
 def train_run(run, workers=0):
-    """Train and test one run, unless that was done."""
+    """Train and test one run, unless that was done.
+
+    Raises:
+        CheckpointError: it was done, or begun, with other photographs, from another start or with another budget.
+    """
     path = folder() / f"{run.name}.json"
+    recipe, start = replace(BUDGET, seed=run.seed), checkpoints.read_card(STARTS[run.start])["sha256"]
+    model, term, data = starting_model(run.start), TERMS[run.term](), training_data(recipe)
+    kept = open_run(folder() / run.name, model, recipe, data, loss=asdict(run), start_sha256=start)
     if path.is_file():
-        return
-    model, term = starting_model(run.start), TERMS[run.term]()
+        return refuse_another(json.loads(path.read_text(encoding="utf-8")).get("identity", {}), kept.identity, path)
     loss = CombinedLoss({run.term: (term, run.a)}) if term else None
-    recipe = replace(BUDGET, seed=run.seed)
-    crops, _, line = training_data(recipe)
-    history = fit(model, crops, None, batch_size=recipe.batch_size, lr=recipe.lr, loss=loss, folder=folder() / run.name,
-                  workers=workers, seed=run.seed, every=recipe.steps // 8)
-    model = model.cpu().eval()
-    start = STARTS[run.start]
-    arguments = {**checkpoints.read_card(start)["arguments"],
-                 **({"upsample": "bilinear"} if run.start == "bilinear" else {})}
-    card = {"architecture": type(model).__name__, "arguments": arguments, "history": history, "data": line,
-            "budget": {"steps": recipe.steps, "batch_size": recipe.batch_size, "crop": recipe.crop, "lr": recipe.lr},
-            "run": run.__dict__, "start_sha256": checkpoints.read_card(start)["sha256"],
-            **provenance(f"python -m lab.retrain --only {run.name}", run.seed)}
-    if hasattr(model, "vit_card"):
-        card["vit"] = model.vit_card()
-    checkpoints.save(model, f"{run.name}-weights", card, folder="runs/losses")
-    write_json(path, {"run": run.__dict__, "name": run.name, "history": history, "data": line,
-                      "start": card["start_sha256"], "tested": test(model)}, indent=None)
-    print(f"{run.name}: {history[-1]}", flush=True)
+    card = fit_recipe(kept, model, recipe, data, f"python -m lab.retrain --only {run.name}", loss=loss, scored=False,
+                      every=recipe.steps // 8, workers=workers)
+    if kept.is_main:
+        budget = {"steps": recipe.steps, "batch_size": recipe.batch_size, "crop": recipe.crop, "lr": recipe.lr}
+        checkpoints.save(model, f"{run.name}-weights", {**card, "budget": budget, "run": asdict(run),
+                                                        "start_sha256": start}, folder="runs/losses")
+        write_json(path, {"run": asdict(run), "name": run.name, "history": card["history"], "data": card["data"],
+                          "identity": kept.identity, "start": start, "tested": test(model)}, indent=None)
+        print(f"{run.name}: {card['history'][-1]}", flush=True)
+    kept.wait()
 
 
 def test_sets():

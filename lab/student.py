@@ -4,8 +4,9 @@
     python -m lab.student --teacher FOLDER       or DENOISE_TEACHER=FOLDER
 
 The student starts from the teacher and every weight trains. A run that was stopped goes on where it was, in
-data/runs/student; the result is data/models/vit-tiny-surfaces. Photographs come from CRACK_PHOTOS; without it the
-student sees drawn surfaces and the photographs that packages ship.
+data/runs/student; one that is complete trains nothing and leaves the result, data/models/vit-tiny-surfaces, as it is.
+Photographs come from CRACK_PHOTOS; without it the student sees synthetic surfaces and the photographs that packages
+ship.
 
 Method: Hinton et al., "Distilling the knowledge in a neural network" (arXiv:1503.02531), on tokens instead of classes.
 """
@@ -16,22 +17,23 @@ import math
 import os
 import shutil
 from collections import defaultdict
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch.nn.functional import cosine_similarity, smooth_l1_loss
 from torch.utils.data import ConcatDataset, Dataset
 
-from helpers.checkpoints import read_tensors, save_tensors, sha256
+from helpers.checkpoints import read_tensors, save_tensors
 from helpers.data import Crops, drawn_pool, open_dataset
-from helpers.project import data_dir, env_path, pick_device, write_json
+from helpers.project import data_dir, env_path, write_json
 from helpers.training import fit
 from helpers.vit import BUILT_IN, extra_tokens, open_vit
 from lab.provenance import provenance
 from lab.recipes import SHEETS
-from surfaces.files import atomic_path
+from lab.runs import AcceleratedRun, fingerprint
+from surfaces.folders import list_photos
 from surfaces.training_images import everyday_pool, photo_pool
 
 TEACHER = os.environ.get("DENOISE_TEACHER", "").strip() or "WinKawaks/vit-tiny-patch16-224"
@@ -135,9 +137,9 @@ class Agreement:
 
 
 def open_data(pictures, batch_size, seed=0):
-    """Return the training `Views`, the validation Samples at sigma 50, and a line that says what they are."""
-    photos = env_path("CRACK_PHOTOS")
-    drawn, everyday = {"drawn": drawn_pool(SHEETS)}, everyday_pool(env_path("EVERYDAY_PHOTOS"))
+    """Return the training `Views`, the validation Samples at sigma 50, a line that says what they are, the files."""
+    photos, more = env_path("CRACK_PHOTOS"), env_path("EVERYDAY_PHOTOS")
+    drawn, everyday = {"drawn": drawn_pool(SHEETS)}, everyday_pool(more)
     real = photo_pool(photos, smallest=max(SIZES)) if photos else {}
     weights = {**dict.fromkeys(drawn, 0.3), **{name: 0.2 / len(everyday) for name in everyday},
                **{name: 0.5 / len(real) for name in real}}
@@ -145,64 +147,115 @@ def open_data(pictures, batch_size, seed=0):
     valid = [open_dataset("valid", photos=False, length=12)]
     valid += [open_dataset("valid", photos=photos, length=36)] if real else []
     total = sum(weights.values())
-    return views, ConcatDataset(valid), ", ".join(f"{name} {100 * w / total:.0f} %" for name, w in weights.items())
+    says = ", ".join(f"{name} {100 * w / total:.0f} %" for name, w in weights.items())
+    files = [photo.path for photo in list_photos(photos, "train")] if real else []
+    return views, ConcatDataset(valid), says, files + (sorted(Path(more).rglob("*.jpg")) if more else [])
 
 
 def train_student(teacher, pictures=150_000, batch_size=32, lr=3e-4, seed=0, data=None, workers=0, progress=True,
                   folder=None):
     """Train the student and write it in Hugging Face layout; return the history of `fit`.
 
+    A run that is complete, with its student in the folder, trains nothing.
+
     Args:
         teacher: what `open_vit` takes.
-        pictures: noisy pictures to train on, `batch_size` a step.
+        pictures: noisy images to train on, `batch_size` a step.
         data: what `open_data` returns, where other data are wanted.
         folder: where the student goes, default the built-in ViT's.
+
+    Raises:
+        CheckpointError: ``data/runs/student`` holds another run: another teacher, other data or settings.
     """
-    teacher, run = open_vit(teacher), data_dir() / "runs" / "student"
-    device = pick_device()
-    if device.type == "cpu":  # there the plain attention is faster in bfloat16 than the fused one
+    teacher, folder = open_vit(teacher), Path(folder or data_dir() / "models" / BUILT_IN)
+    steps = math.ceil(pictures / batch_size)
+    views, valid, says, files = data or open_data(steps * batch_size, batch_size, seed)
+    run = AcceleratedRun(data_dir() / "runs" / "student", {
+        "teacher_sha256": teacher.sha256, "steps": steps, "batch_size": batch_size, "sizes": SIZES, "sigma": SIGMA,
+        "blocks": BLOCKS, "lr": lr, "seed": seed, "fingerprint of the data": fingerprint(views, files)})
+    if run.is_complete() and (history := written(folder, run.digest)):
+        return history
+    if run.device.type == "cpu":  # there the plain attention is faster in bfloat16 than the fused one
         teacher.model.set_attn_implementation("eager")
     student = deepcopy(teacher).requires_grad_(True)
-    teacher.to(device)
-    steps = math.ceil(pictures / batch_size)
-    views, valid, line = data or open_data(steps * batch_size, batch_size, seed)
-    if (run / "statistics.safetensors").is_file():
-        stats = read_tensors(run / "statistics.safetensors")
-    else:
-        stats = statistics(teacher, views)
-        save_tensors(stats, run / "statistics.safetensors")
+    teacher.to(run.device)
+    stats = kept_statistics(run, teacher, views)
     agreement = Agreement(teacher, stats)
-    before = agreement(student.to(device), valid)
+    before = agreement(student.to(run.device), valid)
     history = fit(student, views, valid, steps=steps, batch_size=batch_size, lr=lr, weight_decay=0.01,
-                  every=max(1, steps // 40), folder=run, score=agreement, forward=Distillation(teacher, stats["std"]),
-                  workers=workers, seed=seed, progress=progress)
-    card = {"teacher": teacher.name, "teacher_sha256": teacher.sha256, "data": line, "pictures": steps * batch_size,
+                  every=max(1, steps // 40), score=agreement, forward=Distillation(teacher, stats["std"]),
+                  workers=workers, seed=seed, progress=progress, run=run)
+    card = {"teacher": teacher.name, "teacher_sha256": teacher.sha256, "data": says, "pictures": steps * batch_size,
             "steps": steps, "batch_size": batch_size, "lr": lr, "sizes": SIZES, "sigma": SIGMA,
-            "teacher on noisy": before, "student on noisy": history[-1],
+            "teacher on noisy": before, "student on noisy": history[-1], "identity": run.digest, "history": history,
             **provenance("make train ONLY=student", seed)}
-    write_student(student.cpu(), teacher, card, Path(folder or data_dir() / "models" / BUILT_IN))
+    if run.is_main:
+        write_student(student.cpu(), teacher, card, folder)
+    run.wait()
     return history
 
 
+def written(folder, identity):
+    """Return the history of the student in `folder`, if it is the one of the run `identity`; else None."""
+    try:
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return card["history"] if card.get("identity") == identity else None
+
+
+def kept_statistics(run, teacher, views):
+    """Return the `statistics` of the teacher, computed once per run and kept beside its state."""
+    path = run.folder / "statistics.safetensors"
+    if path.is_file():
+        stats, notes = read_tensors(path)
+        if notes.get("identity") == run.digest:
+            return stats
+    stats = statistics(teacher, views)
+    if run.is_main:
+        save_tensors(stats, path, {"identity": run.digest})
+    return stats
+
+
+@contextmanager
+def atomic_folder(folder):
+    """Yield an empty folder beside `folder` that takes its place in the end; on any failure `folder` stays as it was.
+
+    Two folders cannot change places in one step: a kill between the two renames leaves the old one as ".NAME.old", and
+    the next call puts it back first.
+    """
+    part, old = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    for left in (part, old):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def write_student(student, teacher, card, folder):
-    """Write config.json, model.safetensors (float16), preprocessor_config.json, README.md and card.json."""
+    """Write config.json, model.safetensors (float16), preprocessor_config.json, README.md, card.json: all or none."""
     mean, std = (values.flatten().tolist() for values in (teacher.mean, teacher.std))
     preprocessor = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True,
                     "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": mean, "image_std": std,
                     "resample": 2, "size": dict(zip(("height", "width"), 2 * [student.config.image_size], strict=True))}
-    with TemporaryDirectory() as temporary:
-        deepcopy(student.model).half().save_pretrained(temporary)
-        config = json.loads((Path(temporary) / "config.json").read_text(encoding="utf-8"))
-        with atomic_path(folder / "model.safetensors") as path:
-            shutil.copyfile(Path(temporary) / "model.safetensors", path)
-    for labels in ("id2label", "label2id", "_name_or_path"):  # it has no classes
-        config.pop(labels, None)
-    write_json(folder / "config.json", config)
-    write_json(folder / "preprocessor_config.json", preprocessor)
-    card["sha256"] = sha256(folder / "model.safetensors")
-    write_json(folder / "card.json", card)
-    with atomic_path(folder / "README.md") as path:
-        path.write_text(describe(card), encoding="utf-8")
+    with atomic_folder(folder) as part:
+        deepcopy(student.model).half().save_pretrained(part)
+        config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+        for labels in ("id2label", "label2id", "_name_or_path"):  # it has no classes
+            config.pop(labels, None)
+        write_json(part / "config.json", config)
+        write_json(part / "preprocessor_config.json", preprocessor)
+        card = {**card, "sha256": open_vit(part).sha256}  # opened once, to see that it can be
+        write_json(part / "card.json", card)
+        (part / "README.md").write_text(describe(card), encoding="utf-8")
 
 
 def describe(card):

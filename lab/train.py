@@ -5,45 +5,58 @@
     python -m lab.train --only student       the built-in ViT (lab/student.py)
     python -m lab.train --list               the recipes
 
-A run that had ended counts as trained as long as its state is in data/runs/NAME; remove that to train it again.
-Photographs come from CRACK_PHOTOS; without it the networks are trained on the drawn surfaces alone. On several GPUs:
-`accelerate launch -m lab.train --only unet`.
+A run that is complete trains nothing when it is started again, and leaves its checkpoint as it is; remove
+data/runs/NAME to train it again. One with another recipe, other photographs or another start is refused. Photographs
+come from CRACK_PHOTOS; without it the networks are trained on the synthetic surfaces alone. On several GPUs:
+`accelerate launch -m lab.train --only unet`, or torchrun with `-m lab.train`.
 """
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import ConcatDataset
 
 from helpers import checkpoints
-from helpers.checkpoints import checkpoint_names, load
+from helpers.checkpoints import CheckpointError, checkpoint_names, load
 from helpers.data import Crops, drawn_pool, open_dataset
 from helpers.project import data_dir, env_path, set_seed
 from helpers.training import fit, validate
 from lab.measures import legibility_ap
 from lab.provenance import provenance
 from lab.recipes import RECIPES, SHEETS, start_of
+from lab.runs import AcceleratedRun, fingerprint
 from lab.student import TEACHER, train_student
+from surfaces.folders import list_photos
 from surfaces.training_images import everyday_pool, photo_pool
 
 
+class TrainingData(NamedTuple):
+    """What a recipe is trained on: crops, Samples to validate on, a line that says what they are, the files read."""
+
+    crops: Crops
+    valid: ConcatDataset
+    says: str
+    files: list[Path]
+
+
 def training_data(recipe):
-    """Return the crops and the validation Samples of `recipe`, and a line that says what they are.
+    """Return the `TrainingData` of `recipe`.
 
     Raises:
         ValueError: the recipe wants photographs and CRACK_PHOTOS is not set.
     """
-    photos = env_path("CRACK_PHOTOS")
+    photos, more = env_path("CRACK_PHOTOS"), env_path("EVERYDAY_PHOTOS")
     if recipe.data == "photos" and not photos:
         raise ValueError("this recipe trains on photographs: set CRACK_PHOTOS to a folder of them")
     drawn = {"drawn": drawn_pool(SHEETS)} if recipe.data != "photos" else {}
     real = photo_pool(photos) if photos and recipe.data != "drawn" else {}
     wants_everyday = recipe.data == "both" and recipe.objective == "denoise"
-    everyday = everyday_pool(env_path("EVERYDAY_PHOTOS")) if wants_everyday else {}
+    everyday = everyday_pool(more) if wants_everyday else {}
     weights = {**dict.fromkeys(drawn, 0.4 - recipe.everyday if real else 1.0),
                **dict.fromkeys(real, 0.6 / max(len(real), 1)), **dict.fromkeys(everyday, recipe.everyday)}
     weights = {source: weight / sum(weights.values()) for source, weight in weights.items()}
@@ -51,7 +64,11 @@ def training_data(recipe):
                   sigma=recipe.sigma, seed=recipe.seed, weights=weights, colour=recipe.colour)
     valid = [open_dataset("valid", photos=False, length=20)] if drawn else []
     valid += [open_dataset("valid", photos=photos, length=40)] if real else []
-    return crops, ConcatDataset(valid), ", ".join(f"{name} {100 * weights[name]:.0f} %" for name in weights)
+    listed = list_photos(photos, "train") if real else []
+    files = [path for photo in listed for path in (photo.path, photo.mask) if path]
+    files += sorted(Path(more).rglob("*.jpg")) if everyday and more else []
+    says = ", ".join(f"{name} {100 * weights[name]:.0f} %" for name in weights)
+    return TrainingData(crops, ConcatDataset(valid), says, files)
 
 
 @torch.no_grad()
@@ -72,34 +89,71 @@ def _segmentation_loss(network, sample):
     return binary_cross_entropy_with_logits(network(sample.clean).float(), crack, pos_weight=weight)
 
 
-def train(name, workers=0, progress=True):
-    """Run the recipe `name`, resuming a run that was stopped, and write its checkpoint and card.
+def open_run(folder, model, recipe, data, **more):
+    """Return the run of `model` by `recipe` on `data` in `folder`; `more` is what else makes it another run."""
+    identity = {**asdict(recipe), **model.card(),
+                "fingerprint of the data": fingerprint(data.crops, data.files), **more}
+    del identity["shipped"]  # where the result is kept changes nothing in the run
+    return AcceleratedRun(folder, identity)
 
-    Shipped recipes end in ``data/checkpoints/``, experiments in ``data/runs/``. Returns the card. What is left of a
-    run in ``data/runs/<name>/`` is gone on with, also where it had ended.
+
+def fit_recipe(run, model, recipe, data, command, loss=None, scored=True, every=None, workers=0, progress=True):
+    """Train `model` by `recipe`, going on where `run` stopped; return what its card says besides what the model says.
+
+    Args:
+        run: of `open_run`.
+        command: the command that repeats it.
+        loss: as in `fit`; mean squared error where None.
+        scored: whether the history holds scores on the validation Samples.
+    """
+    segment = recipe.objective == "segment"
+    history = fit(model, data.crops, data.valid if scored else None, batch_size=recipe.batch_size, lr=recipe.lr,
+                  every=every, loss=loss, score=segmentation_score if segment else validate,
+                  forward=_segmentation_loss if segment else None, workers=workers, optimizer=recipe.optimizer,
+                  schedule=recipe.schedule, seed=recipe.seed, progress=progress, run=run)
+    model.cpu()
+    return {"recipe": asdict(recipe), "data": data.says, "identity": run.digest, "history": history,
+            **provenance(command, recipe.seed)}
+
+
+def train(name, workers=0, progress=True):
+    """Run the recipe `name`, going on with a run that was stopped, and write its checkpoint; return the card.
+
+    Shipped recipes end in ``data/checkpoints/``, experiments in ``data/runs/``. A run in ``data/runs/<name>/`` that is
+    complete trains nothing, and its checkpoint is left as it is.
+
+    Raises:
+        CheckpointError: ``data/runs/<name>/`` holds another run: other data, another recipe or start.
     """
     recipe = RECIPES[name]
     set_seed(recipe.seed)
-    model = checkpoints.build(recipe.architecture, recipe.arguments)
+    model, begin = checkpoints.build(recipe.architecture, recipe.arguments), None
     if start := start_of(recipe, env_path("CRACK_PHOTOS")):
-        begin = load_or_train(start)
-        model.start_from(begin) if hasattr(model, "start_from") else model.load_state_dict(begin.state_dict())
-    crops, valid, data = training_data(recipe)
-    folder = data_dir() / "runs" / name
-    segment = recipe.objective == "segment"
+        model.start_from(load_or_train(start))
+        begin = checkpoints.read_card(start)["sha256"]
+    data = training_data(recipe)
+    run = open_run(data_dir() / "runs" / name, model, recipe, data, start_sha256=begin)
+    if run.is_complete() and (card := card_of(name)).get("identity") == run.digest:
+        print(f"{name}: complete, nothing to train; remove {run.folder} to train it again", flush=True)
+        return card
     every = max(min(250, recipe.steps), recipe.steps // 16)  # what a run that is killed loses at most
-    history = fit(model, crops, valid, batch_size=recipe.batch_size, lr=recipe.lr, every=every, folder=folder,
-                  score=segmentation_score if segment else validate, forward=_segmentation_loss if segment else None,
-                  workers=workers, optimizer=recipe.optimizer, seed=recipe.seed, progress=progress)
-    card = {"architecture": recipe.architecture, "arguments": recipe.arguments, "recipe": asdict(recipe), "data": data,
-            "metrics": {"valid": history[-1]}, "history": history, **provenance(f"make train ONLY={name}", recipe.seed)}
-    if hasattr(model, "vit_card"):
-        card["vit"] = model.vit_card()
-    if PartialState().is_main_process:  # only there does the history hold scores
-        checkpoints.save(model.cpu(), name, card, folder="checkpoints" if recipe.shipped else "runs")
-        print(f"{name}: {history[-1]}", flush=True)
-    PartialState().wait_for_everyone()
-    return card
+    card = fit_recipe(run, model, recipe, data, f"make train ONLY={name}", every=every, workers=workers,
+                      progress=progress)
+    card["metrics"] = {"valid": card["history"][-1]}
+    if run.is_main:  # only there does the history hold scores
+        checkpoints.save(model, name, card, folder="checkpoints" if recipe.shipped else "runs")
+        print(f"{name}: {card['history'][-1]}", flush=True)
+    run.wait()
+    return card_of(name)
+
+
+def card_of(name):
+    """Return the card of checkpoint `name`, empty where there is none that can be loaded."""
+    try:
+        load(name)
+        return checkpoints.read_card(name)
+    except (FileNotFoundError, CheckpointError):
+        return {}
 
 
 def load_or_train(name):
@@ -131,11 +185,14 @@ def main():
             print(f"{name:18} {recipe}")
         return
     missing = [name for name, recipe in RECIPES.items() if recipe.shipped and name not in checkpoint_names()]
-    for name in options.only or missing:
-        if name == "student":
-            train_student(TEACHER, workers=options.workers)
-        else:
-            train(name, workers=options.workers)
+    try:
+        for name in options.only or missing:
+            if name == "student":
+                train_student(TEACHER, workers=options.workers)
+            else:
+                train(name, workers=options.workers)
+    except CheckpointError as error:
+        raise SystemExit(f"{name}: {error}") from error
 
 
 if __name__ == "__main__":

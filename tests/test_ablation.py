@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers.data import Crops, Item
+from helpers.checkpoints import CheckpointError
+from helpers.data import Crops, Item, open_dataset
 from helpers.project import results
 from lab import ablation, report_student
 from lab.aggregate import item_rows, source_rows
 from lab.cost import weights
+from lab.train import TrainingData
 
 ABLATION_RUNS = list(results("ablation_runs"))
 ITEMS = [Item(f"{source}-{i}", f"{source}-{i}", f"{source}-{i}", source, True) for source in "ab" for i in range(9)]
@@ -63,29 +65,38 @@ def test_the_stored_rows_and_differences_follow_from_the_tiles(same_rows):
 
 def test_a_run_that_is_complete_is_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
-    path = ablation.run_path("unet", 0, 600).with_suffix(".json")
-    path.parent.mkdir(parents=True)
-    path.write_text("{}")
-    monkeypatch.setattr(ablation, "make_model", lambda *arguments: pytest.fail("it was trained again"))
-    ablation.train_arm("unet", 0, 600, None)
+    tiny_arms(monkeypatch, "unet")
+    ablation.train_arm("unet", 0, 2, None)
+    path = ablation.run_path("unet", 0, 2).with_suffix(".json")
+    before = path.read_bytes()
+    monkeypatch.setattr(ablation, "fit_recipe", lambda *words, **options: pytest.fail("it was trained again"))
+    ablation.train_arm("unet", 0, 2, None)
     with pytest.raises(pytest.fail.Exception):  # another number of steps is another run
-        ablation.train_arm("unet", 0, 601, None)
+        ablation.train_arm("unet", 0, 3, None)
+    tiny_arms(monkeypatch, "unet", seed=1)  # other images
+    with pytest.raises(CheckpointError, match="unet-0-2.json holds another run, with fingerprint"):
+        ablation.train_arm("unet", 0, 2, None)
+    assert path.read_bytes() == before
+
+
+def tiny_arms(monkeypatch, *arms, seed=0):
+    """Let the ablation have these arms, all of one tiny U-Net, and few small images."""
+    monkeypatch.setenv("DENOISE_DEVICE", "cpu")
+    monkeypatch.delenv("CRACK_PHOTOS", raising=False)
+    sheet = (np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8), np.zeros((40, 40), bool))
+    crops = open_dataset("test", photos=False, length=4)
+    small = ablation.replace(ablation.BUDGET, batch_size=2, crop=32)
+    monkeypatch.setattr(ablation, "BUDGET", small)
+    monkeypatch.setattr(ablation, "ARMS", {arm: ablation.Arm(arm, "UNet", {"width": 2}, seeds=(0,)) for arm in arms})
+    monkeypatch.setattr(ablation, "open_dataset", lambda *words, **options: crops)
+    monkeypatch.setattr(ablation, "training_data", lambda recipe: TrainingData(
+        Crops({"drawn": [sheet]}, recipe.steps * recipe.batch_size, recipe.crop, recipe.sigma, recipe.seed),
+        None, "drawn", []))
 
 
 def test_an_arm_is_trained_tested_and_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
-    monkeypatch.setenv("DENOISE_DEVICE", "cpu")
-    monkeypatch.delenv("CRACK_PHOTOS", raising=False)
-    sheet = (np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8), np.zeros((40, 40), bool))
-    crops = ablation.open_dataset("test", photos=False, length=4)
-    small = ablation.replace(ablation.BUDGET, batch_size=2, crop=32)
-    monkeypatch.setattr(ablation, "BUDGET", small)
-    monkeypatch.setattr(ablation, "ARMS", {arm: ablation.Arm(arm, "UNet", {"width": 2}, seeds=(0,))
-                                           for arm in ("student", "wide")})
-    monkeypatch.setattr(ablation, "open_dataset", lambda *words, **options: crops)
-    monkeypatch.setattr(ablation, "training_data", lambda recipe: (
-        Crops({"drawn": [sheet]}, recipe.steps * recipe.batch_size, recipe.crop, recipe.sigma, recipe.seed),
-        None, "drawn"))
+    tiny_arms(monkeypatch, "student", "wide")
     for arm in ablation.ARMS:
         ablation.train_arm(arm, 0, 2, None)
     for path in (tmp_path / "runs" / "ablation").glob("student*.json"):

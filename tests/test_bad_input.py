@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from app.explorer import CamExplorer
 from helpers import checkpoints, project
@@ -52,25 +51,20 @@ def broken_checkpoint(path, monkeypatch, how):
     """Put a checkpoint "broken" into a data folder of its own and load it."""
     (path / "checkpoints").mkdir()
     monkeypatch.setenv("DENOISE_DATA", str(path))
-    checkpoints.save(UNET, "broken", {"architecture": "UNet", "arguments": {"width": 4}})
-    weights, card = (path / "checkpoints" / f"broken.{kind}" for kind in ("safetensors", "json"))
-    content = json.loads(card.read_text())
+    weights = checkpoints.save(UNET, "broken", {"data": "none"})
+    tensors, card = checkpoints.read_tensors(weights)[0], checkpoints.read_card("broken")
     if how == "truncated":
         weights.write_bytes(weights.read_bytes()[:-200])
-        content["sha256"] = checkpoints.sha256(weights)
     elif how == "changed":
         weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     elif how == "pickle":
         torch.save({"weight": torch.zeros(1)}, weights)
-        content["sha256"] = checkpoints.sha256(weights)
-    elif how == "other":
-        save_file({"weight": torch.zeros(1)}, weights)
-        content["sha256"] = checkpoints.sha256(weights)
-    elif how == "architecture":
-        content["architecture"] = "Unett"
-    elif how == "arguments":
-        content["arguments"] = {"wide": 4}
-    card.write_text("{" if how == "card" else json.dumps(content))
+    else:
+        if how == "other":
+            tensors = {"weight": torch.zeros(1)}
+            card["sha256"] = checkpoints.tensors_sha256(tensors)
+        card |= {"architecture": {"architecture": "Unett"}, "arguments": {"arguments": {"wide": 4}}}.get(how, {})
+        checkpoints.save_tensors(tensors, weights, {"card": "{" if how == "card" else json.dumps(card)})
     return load("broken")
 
 
@@ -121,9 +115,9 @@ CASES = {
     "an unknown checkpoint": (lambda p, m: load("unett"), FileNotFoundError, "no checkpoint 'unett'.*unet"),
     **{f"a checkpoint: {how}": (lambda p, m, how=how: broken_checkpoint(p, m, how), CheckpointError, words)
        for how, words in {
-           "truncated": "not a readable safetensors file", "changed": "sha256 differs.*restore both",
+           "truncated": "not a readable safetensors file", "changed": "sha256 differs.*restore it",
            "pickle": "not a readable safetensors file", "other": "does not fit UNet",
-           "card": "needs a card broken.json", "architecture": "no denoiser 'Unett'",
+           "card": "broken.safetensors needs a card", "architecture": "no denoiser 'Unett'",
            "arguments": "does not take the arguments"}.items()},
     # ViTs
     "a ViT folder that is not there": (lambda p, m: open_vit(str(p / "vit")), (FileNotFoundError, OSError, ValueError),
@@ -212,7 +206,7 @@ def test_the_command_line_names_the_mistake_and_its_status_says_so(case, tmp_pat
 
 WRITERS = {
     "results": lambda path: write_json(path, {"new": 1}),
-    "a checkpoint": lambda path: checkpoints.save(UNET, "full", {"architecture": "UNet", "arguments": {"width": 4}}),
+    "a checkpoint": lambda path: checkpoints.save(UNET, "full", {}),
     "a picture": lambda path: write_new(path.with_name("new.png"), b"png"),
 }
 
@@ -223,12 +217,12 @@ def test_a_full_disk_takes_nothing_away(write, tmp_path, monkeypatch):
     monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
     old = tmp_path / "old.json"
     write_json(old, {"old": 1})
-    checkpoints.save(UNET, "full", {"architecture": "UNet", "arguments": {"width": 4}})
+    checkpoints.save(UNET, "full", {})
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
-    for owner, name in ((Path, "write_text"), (Path, "write_bytes"), (checkpoints, "save_file")):
+    for owner, name in ((Path, "write_text"), (Path, "write_bytes")):
         monkeypatch.setattr(owner, name, full)
     with pytest.raises(OSError, match="No space left"):
         write(old)

@@ -456,7 +456,7 @@ def test_a_changed_checkpoint_and_a_full_disk_are_status_1(checkpoints, capsys, 
     assert "a.png" in err and "No space left" in err
     assert [path.name for path in checkpoints.iterdir() if "out" in path.name] == []
     weights = checkpoints / "data" / "checkpoints" / "unet.safetensors"
-    weights.write_bytes(weights.read_bytes() + b" ")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert run(checkpoints / "a.png", checkpoints / "out.png") == 1
     assert "sha256 differs" in capsys.readouterr().err
 

@@ -154,23 +154,23 @@ def test_gradients_pass_through_the_frozen_vit_to_the_picture(vit):
 
 def test_the_card_names_the_vit_and_another_one_is_refused(vit, tmp_path):
     model = HybridViTUNet(4, vit)
-    card = json.loads(json.dumps({"vit": model.vit_card()}))
+    card = json.loads(json.dumps(model.card()))
     assert card["vit"] == {"name": "tiny", "sha256": open_vit(vit).sha256, "frozen": True}
-    model.check_vit(card)
+    model.check_card(card)
     other = str(save_vit(tmp_path / "other", seed=5))
     with pytest.raises(ValueError, match="beside the ViT tiny and would be wrong beside other.*DENOISE_VIT"):
-        HybridViTUNet(4, other).check_vit(card)
+        HybridViTUNet(4, other).check_card(card)
     with pytest.raises(ValueError, match="another sha256"):
-        HybridViTUNet(4, vit, seed=0).check_vit(card)
+        HybridViTUNet(4, vit, seed=0).check_card(card)
     with pytest.raises(ValueError, match="its card does not name"):
-        model.check_vit({})
-    HybridViTUNet(4, other, freeze_vit=False).check_vit(card)
+        model.check_card({})
+    HybridViTUNet(4, other, freeze_vit=False).check_card(card)
 
 
 def test_none_is_the_environments_vit(vit, monkeypatch):
     monkeypatch.setenv("DENOISE_VIT", vit)
     assert HybridViTUNet(4).vit.name == "tiny"
-    assert HybridViTUNet(4, seed=3).vit_card()["name"] == "tiny with random weights 3"
+    assert HybridViTUNet(4, seed=3).card()["vit"]["name"] == "tiny with random weights 3"
 
 
 def test_an_opened_vit_is_taken_as_it_is(vit):

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from helpers.checkpoints import build, checkpoint_names, load, read_card, save
+from helpers.checkpoints import CheckpointError, build, checkpoint_names, load, read_card, save
 from helpers.data import open_dataset
 from lab import recipes
 from lab import train as training
@@ -94,7 +98,7 @@ def test_the_recipes_optimizer_is_the_runs(data, monkeypatch, optimizer):
     monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(TINY, arguments=wider, optimizer=optimizer))
     load_or_train("tiny")
     with safe_open(data / "runs" / "tiny" / "state.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["settings"])["optimizer"] == optimizer
+        assert json.loads(file.metadata()["identity"])["optimizer"] == optimizer
         moments = {key.split(".")[-1] for key in file.keys() if key.startswith("optimizer.")}
     assert ("momentum_buffer" in moments) == (optimizer == "muon")
 
@@ -113,6 +117,151 @@ def test_trains_when_there_is_none_and_loads_when_there_is(data, capsys, monkeyp
     again = load_or_train("tiny")
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
     assert not again.training
+
+
+def files_of(data):
+    return {path: path.read_bytes() for place in ("checkpoints", "runs") for path in (data / place).rglob("*.*")}
+
+
+def test_finished_run_trains_nothing_and_leaves_its_card(data, monkeypatch, capsys):
+    card, before = train("tiny", progress=False), files_of(data)
+    monkeypatch.setattr(training, "fit", lambda *words, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "provenance", lambda *words: {"date": "another day"})
+    assert train("tiny", progress=False) == card == read_card("tiny")
+    assert files_of(data) == before
+    assert "tiny: complete, nothing to train; remove" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_run_on_other_photographs_is_refused(data, photographs, monkeypatch, finished):
+    """The same recipe with another folder: neither is its card rewritten, nor are both mixed."""
+    monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(TINY, data="photos", steps=4))
+    if finished:
+        train("tiny", progress=False)
+    else:
+        with monkeypatch.context() as patch:
+            stop_after(patch, 2)
+            with pytest.raises(KeyboardInterrupt):
+                train("tiny", progress=False)
+    before = files_of(data)
+    assert any(path.name == "state.safetensors" for path in before)
+    monkeypatch.setenv("CRACK_PHOTOS", str(folder_of_photographs(data / "others", seed=1)))
+    with pytest.raises(CheckpointError, match="tiny holds another run, with fingerprint .*wanted"):
+        train("tiny", progress=False)
+    assert files_of(data) == before
+    monkeypatch.setenv("CRACK_PHOTOS", str(photographs))
+    train("tiny", progress=False)  # and with the first folder it goes on, or has nothing to do
+    assert read_card("tiny")["history"][-1]["step"] == 4
+
+
+def stop_after(monkeypatch, steps):
+    """Let trainings keep their state after every step, and press Ctrl-C after so many."""
+    class Stopping(training.AcceleratedRun):
+        def keep(self, step, history):
+            super().keep(step, history)
+            if step == steps:
+                raise KeyboardInterrupt
+    monkeypatch.setattr(training, "AcceleratedRun", Stopping)
+    monkeypatch.setattr(training, "fit", lambda *words, real=training.fit, **options: real(
+        *words, **{**options, "every": 1}))
+
+
+@pytest.mark.parametrize("change", ["one photograph edited", "one photograph more", "another recipe", "another start"])
+def test_siblings_of_another_folder_are_refused(data, photographs, monkeypatch, change):
+    recipe = dataclasses.replace(TINY, data="photos", start="begin")
+    monkeypatch.setitem(RECIPES, "tiny", recipe)
+    monkeypatch.setitem(RECIPES, "begin", TINY)
+    save(build("UNet", TINY.arguments), "begin", {})
+    train("tiny", progress=False)
+    before = read_card("tiny")
+    if change == "one photograph edited":  # in a place that hardly a crop sees
+        path = next(photo for photo in training_data(recipe).files)
+        pixels = np.asarray(Image.open(path)).copy()
+        pixels[0, 0] ^= 1
+        Image.fromarray(pixels).save(path)
+    elif change == "one photograph more":
+        Image.fromarray(np.full((224, 224, 3), 99, np.uint8)).save(photographs / "photo98.png")
+        Image.fromarray(np.full((224, 224, 3), 98, np.uint8)).save(photographs / "photo99.png")
+    elif change == "another recipe":
+        monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(recipe, colour=0.5))
+    else:
+        save(build("UNet", TINY.arguments), "begin", {})  # other random weights
+    with pytest.raises(CheckpointError, match="tiny holds another run, with "):
+        train("tiny", progress=False)
+    assert read_card("tiny") == before
+
+
+def test_a_checkpoint_that_was_not_yet_written_is_written_from_the_state(data, monkeypatch):
+    """Killed between the last state and the checkpoint, with an older checkpoint of that name in place."""
+    save(build("UNet", TINY.arguments), "tiny", {"data": "an older one"})
+    with monkeypatch.context() as patch:
+        patch.setattr(training.checkpoints, "save", lambda *words, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train("tiny", progress=False)
+    assert read_card("tiny")["data"] == "an older one"
+    train("tiny", progress=False)
+    assert read_card("tiny")["data"] == "drawn 100 %" and read_card("tiny")["history"][-1]["step"] == 2
+
+
+def test_a_checkpoint_that_was_spoilt_is_written_again_from_the_complete_run(data, monkeypatch):
+    train("tiny", progress=False)
+    path = data / "checkpoints" / "tiny.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="sha256 differs.*make train ONLY=tiny"):
+        load("tiny")
+    train("tiny", progress=False)
+    assert len(path.read_bytes()) == len(whole) and path.read_bytes()[-1000:] == whole[-1000:]  # the weights, as before
+    load("tiny")
+
+
+def test_the_command_says_in_a_sentence_what_it_refuses(data, photographs, monkeypatch):
+    monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(TINY, data="photos"))
+    monkeypatch.setattr(sys, "argv", ["lab.train", "--only", "tiny"])
+    training.main()
+    monkeypatch.setenv("CRACK_PHOTOS", str(folder_of_photographs(data / "others", seed=1)))
+    with pytest.raises(SystemExit, match="^tiny: .*tiny holds another run, with fingerprint of the data .*remove it$"):
+        training.main()
+
+
+DRIVER = """
+from helpers.data import open_dataset
+from lab import train
+from lab.recipes import RECIPES, Recipe
+RECIPES["tiny"] = Recipe("UNet", {"width": 4, "stages": 1}, data="drawn", steps=6, batch_size=4, crop=16, lr=3e-3)
+train.SHEETS = 2
+train.open_dataset = lambda *words, **options: open_dataset(*words, **{**options, "length": 1})
+train.main()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_two_torchrun_processes_write_what_one_writes(data, tmp_path):
+    """The command line's own path, under torchrun: one checkpoint, by one process, and again nothing to train."""
+    (tmp_path / "driver.py").write_text(DRIVER)
+    found = []
+    for processes in (2, 1):
+        place = tmp_path / f"data{processes}"
+        place.mkdir()
+        (place / "cache").symlink_to(data / "cache")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1",
+                       "DENOISE_DATA": str(place), "DENOISE_DEVICE": "cpu"}
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
+                   f"--master_port={port}", str(tmp_path / "driver.py"), "--only", "tiny"]
+        for words in ("'step': 6", "complete, nothing to train"):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+            assert done.returncode == 0, done.stderr
+            assert words in done.stdout
+        assert sorted(path.name for path in (place / "checkpoints").iterdir()) == ["tiny.safetensors"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DENOISE_DATA", str(place))
+            found.append((load("tiny").state_dict(), read_card("tiny")["history"]))
+    for name, value in found[0][0].items():  # stored in half precision, a last bit of which may differ
+        torch.testing.assert_close(found[1][0][name], value, rtol=1e-3, atol=1e-4)
+    assert found[0][1][-1]["psnr"] == pytest.approx(found[1][1][-1]["psnr"], abs=1e-3)
 
 
 def test_same_recipe_twice_gives_the_same_weights(data):
@@ -152,13 +301,13 @@ def test_segmenter_is_scored_by_average_precision(data, monkeypatch):
 
 
 def test_unknown_name_lists_checkpoints_and_recipes(data):
-    save(build("UNet", {"width": 2}), "kept", {"architecture": "UNet", "arguments": {"width": 2}})
+    save(build("UNet", {"width": 2}), "kept", {})
     with pytest.raises(KeyError, match="no denoiser 'nobody': checkpoints kept; recipes .*unet.*tiny"):
         load_or_train("nobody")
 
 
 def test_checkpoint_without_a_recipe_is_loaded(data):
-    save(build("UNet", {"width": 2}), "kept", {"architecture": "UNet", "arguments": {"width": 2}})
+    save(build("UNet", {"width": 2}), "kept", {})
     assert load_or_train("kept").head.in_channels == 2
 
 
@@ -168,29 +317,35 @@ def test_photographs_are_asked_for(data):
 
 
 def test_training_without_photographs_mixes_drawn_and_everyday_pictures(data):
-    crops, valid, text = training_data(dataclasses.replace(TINY, data="both"))
+    crops, valid, text, files = training_data(dataclasses.replace(TINY, data="both"))
     assert len(crops) == 4 and crops[0].clean.shape == (3, 16, 16)
     assert text == "drawn 87 %, everyday 13 %"
-    assert len(valid) == 1
+    assert len(valid) == 1 and files == []
+
+
+def folder_of_photographs(folder, seed=0):
+    """Write a plain folder of photographs, one source."""
+    folder.mkdir()
+    for number in range(24):
+        pixels = np.random.default_rng([seed, number]).integers(0, 256, (224, 224, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"photo{number:02d}.png")
+    return folder
 
 
 @pytest.fixture
 def photographs(tmp_path, monkeypatch):
-    """A plain folder of photographs, one source."""
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    for number in range(24):
-        pixels = np.random.default_rng(number).integers(0, 256, (224, 224, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"photo{number:02d}.png")
+    folder = folder_of_photographs(tmp_path / "photographs")
     monkeypatch.setenv("CRACK_PHOTOS", str(folder))
+    return folder
 
 
 @pytest.mark.parametrize("kind, text, pictures", [("both", "drawn 25 %, .* 60 %, everyday 15 %", 2),
                                                   ("photos", "[^,]* 100 %", 1), ("drawn", "drawn 100 %", 1)])
 def test_photographs_are_mixed_in_where_there_are_some(data, photographs, kind, text, pictures):
-    _, valid, said = training_data(dataclasses.replace(TINY, data=kind))
+    _, valid, said, files = training_data(dataclasses.replace(TINY, data=kind))
     assert re.fullmatch(text, said)
     assert len(valid) == pictures
+    assert len(files) == (0 if kind == "drawn" else 14) and all(path.suffix == ".png" for path in files)
 
 
 def test_without_photographs_a_start_on_photographs_is_passed_over():

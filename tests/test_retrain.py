@@ -1,17 +1,21 @@
 """The loss experiments: the plan, the training-free rivals, the curves."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from helpers.data import Item, Sample
+from helpers.checkpoints import CheckpointError, load, read_card, save
+from helpers.data import Crops, Item, Sample
 from helpers.losses import CamWeightedLoss, RegionalSharpnessLoss
+from helpers.models import UNet
 from helpers.project import results
 from lab import report_losses as report
 from lab import retrain
 from lab.aggregate import labels_of
+from lab.train import TrainingData
 
 LABELS = {"group": [str(i) for i in range(18)], "photo": [str(i) for i in range(18)], "source": ["a"] * 9 + ["b"] * 9}
 
@@ -48,6 +52,46 @@ def test_terms_are_what_they_are_called():
     assert isinstance(retrain.TERMS["pixel"](), RegionalSharpnessLoss) and retrain.TERMS["pixel"]().match == "pixel"
     shuffled = retrain.TERMS["cam_shuffled"]()
     assert isinstance(shuffled, CamWeightedLoss) and shuffled.control == "shuffled"
+
+
+def test_a_run_is_trained_once_and_refused_on_other_images(tmp_path, monkeypatch, capsys):
+    """Its weights have a card, its figures lie beside; started again it trains nothing, and never mixes two folders."""
+    monkeypatch.setenv("DENOISE_DATA", str(tmp_path))
+    monkeypatch.setenv("DENOISE_DEVICE", "cpu")
+    torch.manual_seed(0)
+    save(UNet(2, stages=1), "unet_start", {"data": "nothing"})
+    monkeypatch.setattr(retrain, "BUDGET", retrain.replace(retrain.BUDGET, steps=8, batch_size=2, crop=32))
+    monkeypatch.setattr(retrain, "test", lambda model: {"mse": [1.0]})
+
+    def images(seed):
+        image = (np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8), None)
+        monkeypatch.setattr(retrain, "training_data", lambda recipe: TrainingData(
+            Crops({"a": [image]}, recipe.steps * recipe.batch_size, recipe.crop, recipe.sigma, recipe.seed), None,
+            f"a of {seed}", []))
+    images(0)
+    run = retrain.Run("pixel", 0.4, start="unet")
+    retrain.train_run(run)
+    name = f"losses/{run.name}-weights"
+    card, path = read_card(name), retrain.folder() / f"{run.name}.json"
+    found = json.loads(path.read_text())
+    assert card["run"] == found["run"] == {"term": "pixel", "a": 0.4, "seed": 0, "start": "unet"}
+    assert card["start_sha256"] == found["start"] == read_card("unet_start")["sha256"]
+    assert card["history"] == found["history"] and card["history"][-1]["step"] == 8 and card["data"] == "a of 0"
+    assert (card["architecture"], card["arguments"]) == ("UNet", {"width": 2, "stages": 1})
+    assert card["budget"] == {"steps": 8, "batch_size": 2, "crop": 32, "lr": 3e-4}
+    weights, before = load(name).state_dict(), path.read_bytes()
+    assert not torch.equal(weights["head.weight"], load("unet_start").state_dict()["head.weight"])
+
+    monkeypatch.setattr(retrain, "fit_recipe", lambda *words, **options: pytest.fail("trained again"))
+    retrain.train_run(run)
+    images(1)
+    with pytest.raises(CheckpointError, match="pixel-0.4-0-unet.json holds another run, with fingerprint"):
+        retrain.train_run(run)
+    images(0)
+    save(UNet(2, stages=1), "unet_start", {"data": "others"})
+    with pytest.raises(CheckpointError, match="pixel-0.4-0-unet.json holds another run, with start_sha256"):
+        retrain.train_run(run)
+    assert path.read_bytes() == before and read_card(name) == card
 
 
 def test_training_free_rivals():

@@ -21,11 +21,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.data import Dataset
 
 from helpers import training
-from helpers.checkpoints import CheckpointError, read_tensors
+from helpers.checkpoints import CheckpointError, read_tensors, save_tensors
 from helpers.data import Crops, Sample
 from helpers.metrics import psnr
 from helpers.models import UNet
-from helpers.training import TrainingError, fit, learning_rate, validate
+from helpers.training import Run, TrainingError, fit, learning_rate, validate
+from lab.runs import AcceleratedRun, fingerprint
 
 BATCH = 4
 
@@ -65,10 +66,12 @@ def spoil(sample):
     return sample._replace(clean=sample.clean * float("nan"))
 
 
-def run(data=None, model=None, **options):
-    """Fit the tiny network and return it with the history."""
+def run(data=None, model=None, folder=None, identity=None, **options):
+    """Fit the tiny network and return it with the history: in `folder`, or shared among the processes there are."""
     model = model or network()
     options = {"batch_size": BATCH, "every": 3, "progress": False, "precision": "no", **options}
+    if folder or "RANK" in os.environ:
+        options["run"] = AcceleratedRun(folder, identity)
     return model, fit(model, data or crops(), **options)
 
 
@@ -91,7 +94,7 @@ def assert_resumes(folder, tmp_path, **options):
     expected, lines = unbroken(tmp_path)
     assert_same(model, expected)
     assert without_time(history) == without_time(lines)
-    best, wanted = read_tensors(folder / "best.safetensors"), read_tensors(tmp_path / "unbroken" / "best.safetensors")
+    best, wanted = (read_tensors(place / "best.safetensors")[0] for place in (folder, tmp_path / "unbroken"))
     assert all(torch.equal(best[name], wanted[name]) for name in wanted)
 
 
@@ -160,11 +163,95 @@ def test_finished_run_is_only_read(tmp_path):
     assert lines == history
 
 
-@pytest.mark.parametrize("options", [{"steps": 6}, {"lr": 1e-4}, {"seed": 3}, {"optimizer": "muon"}], ids=str)
+@pytest.mark.parametrize("options", [{"steps": 6}, {"lr": 1e-4}, {"seed": 3}, {"optimizer": "muon"}, {"ema": 0},
+                                     {"weight_decay": 0.1}, {"clip": 0.5}, {"schedule": "constant"}], ids=str)
 def test_run_with_other_settings_is_not_gone_on_with(tmp_path, options):
     run(folder=tmp_path)
-    with pytest.raises(CheckpointError, match="'steps': 12, .*wanted"):
+    before = (tmp_path / "state.safetensors").read_bytes()
+    [(name, value)] = options.items()
+    with pytest.raises(CheckpointError, match=f"holds another run, with {name} .* .wanted {value!r}.: go on with that"):
         run(folder=tmp_path, **options)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("other", [{"data": "b"}, {"data": "a", "loss": "mse"}, {"data": {"a": 1}}], ids=str)
+def test_run_of_another_identity_is_not_gone_on_with(tmp_path, finished, other):
+    data = crops() if finished else Changed(crops(), 8 * BATCH, interrupt)
+    try:
+        run(data, folder=tmp_path, identity={"data": "a"})
+    except KeyboardInterrupt:
+        assert not finished
+    assert AcceleratedRun(tmp_path, {"data": "a"}).is_complete() == finished
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="holds another run, with (data|loss) .*wanted"):
+        run(folder=tmp_path, identity=other)
+    with pytest.raises(CheckpointError, match="holds another run"):
+        AcceleratedRun(tmp_path, other).is_complete()
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_fingerprint_tells_data_apart(tmp_path):
+    """Seeds, noise, sizes, numbers of samples, and a photograph of which no crop was looked at."""
+    (tmp_path / "a.png").write_bytes(b"one")
+    (tmp_path / "b.png").write_bytes(b"one")
+    same = fingerprint(crops(), [tmp_path / "a.png"])
+    assert fingerprint(crops(), [tmp_path / "a.png"]) == same
+    others = [fingerprint(crops(seed=1), [tmp_path / "a.png"]), fingerprint(crops(steps=13), [tmp_path / "a.png"]),
+              fingerprint(crops(), [tmp_path / "b.png"]), fingerprint(crops()),
+              fingerprint(Changed(crops(), 7, lambda s: s._replace(mask=~s.mask)), [tmp_path / "a.png"])]
+    (tmp_path / "a.png").write_bytes(b"two")
+    others.append(fingerprint(crops(), [tmp_path / "a.png"]))
+    assert len({same, *others}) == 7
+
+
+def test_a_state_that_is_none_is_named(tmp_path):
+    save_tensors({"a": torch.zeros(1)}, tmp_path / "state.safetensors", {"step": "3"})
+    with pytest.raises(CheckpointError, match="state.safetensors is no state of a run: KeyError"):
+        run(folder=tmp_path)
+
+
+def test_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
+    """The state of step 6 cannot be written: that of step 3 stays, nothing half done lies about, and it resumes."""
+    from helpers import checkpoints
+    written = []
+
+    def serialize(tensors, metadata, real=checkpoints.serialize):
+        written.append(metadata)
+        if metadata["step"] == "6" and "identity" in metadata:
+            raise OSError(28, "No space left on device")
+        return real(tensors, metadata)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "serialize", serialize)
+        with pytest.raises(OSError, match="No space left"):
+            run(valid=crops(1, seed=9), folder=tmp_path / "run")
+    assert len(written) >= 3 and step_of(tmp_path / "run" / "state.safetensors") == 3
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"state.safetensors", "best.safetensors"}
+    assert_resumes(tmp_path / "run", tmp_path)
+
+
+@pytest.mark.parametrize("how", ["interrupt", "kill"])
+def test_stopped_while_the_state_is_written_leaves_the_old_one(tmp_path, how):
+    """Ctrl-C, or a kill, at the moment when the new state would take the old one's name."""
+    code = f"""import os, signal
+from test_training import *
+rename, calls = os.replace, []
+def replace(source, target):
+    calls.append(target)
+    if len(calls) == 4:  # best and state of step 3, best of step 6, and now its state
+        kill(None) if {how == "kill"} else interrupt(None)
+    rename(source, target)
+os.replace = replace
+run(valid=crops(1, seed=9), score=lambda model, valid: {{"score": len(calls)}}, folder={str(tmp_path / "run")!r})"""
+    process = python(code)
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode != 0 and ("KeyboardInterrupt" in errors or how == "kill"), errors
+    assert step_of(tmp_path / "run" / "state.safetensors") == 3
+    left = [path.name for path in (tmp_path / "run").iterdir() if ".part" in path.name]
+    assert bool(left) == (how == "kill")
+    model, _ = run(folder=tmp_path / "run")
+    assert_same(model, run()[0])
+    assert not [path.name for path in (tmp_path / "run").iterdir() if ".part" in path.name], "stale files are removed"
 
 
 def test_run_of_another_network_is_not_gone_on_with(tmp_path):
@@ -187,7 +274,7 @@ def test_broken_state_is_named(tmp_path):
 def test_nan_loss_names_the_step_and_leaves_the_last_good_state(tmp_path):
     with pytest.raises(TrainingError, match="loss is nan at step 8 of 12.*last good state"):
         run(Changed(crops(), 7 * BATCH + 1, spoil), valid=crops(1, seed=9), folder=tmp_path / "run")
-    tensors = read_tensors(tmp_path / "run" / "state.safetensors")
+    tensors, _ = read_tensors(tmp_path / "run" / "state.safetensors")
     assert step_of(tmp_path / "run" / "state.safetensors") == 6
     assert all(torch.isfinite(value).all() for value in tensors.values())
     assert_resumes(tmp_path / "run", tmp_path)
@@ -218,7 +305,7 @@ def test_best_on_validation_is_kept_beside_the_last(tmp_path):
     model, history = run(valid=crops(1), score=score, folder=tmp_path)
     assert [line["score"] for line in history] == [1.0, 3.0, 2.0, 2.5]
     assert step_of(tmp_path / "best.safetensors") == 6 and step_of(tmp_path / "state.safetensors") == 12
-    best = read_tensors(tmp_path / "best.safetensors")
+    best, _ = read_tensors(tmp_path / "best.safetensors")
     assert all(torch.equal(best[name], seen[1][name]) for name in best)
     assert all(torch.equal(value, seen[3][name]) for name, value in model.state_dict().items())
 
@@ -392,9 +479,11 @@ def test_seconds_stop_the_run_and_drive_the_schedule(monkeypatch):
     ({"steps": 0}, "steps and batch_size must be at least 1, got 0 and 4"),
     ({"batch_size": 0}, "at least 1, got 48 and 0"),
     ({"batch_size": 49}, "at least 1, got 0 and 49"),
-    ({"steps": 13}, "13 steps of 4 take 52 pictures, the data set has 48"),
+    ({"steps": 13}, "13 steps of 4 take 52 images, the set has 48"),
     ({"seconds": 0}, "seconds must be above 0"),
-    ({"seconds": 5, "folder": "runs"}, "cannot resume; got 5"),
+    ({"seconds": 5, "folder": "runs"}, "cannot resume, and has no folder; got 5"),
+    ({"schedule": "linear"}, "schedule must be one of cosine, constant, got 'linear'"),
+    ({"optimizer": "sgd"}, "optimizer must be one of adamw, muon, got 'sgd'"),
     ({"precision": "fp16"}, 'precision must be "auto", "no" or "bf16", got \'fp16\''),
 ], ids=str)
 def test_impossible_budgets_are_refused(options, message):
@@ -403,8 +492,49 @@ def test_impossible_budgets_are_refused(options, message):
 
 
 def test_batch_that_processes_cannot_share_is_refused():
+    three = Run()
+    three.processes = 3
     with pytest.raises(ValueError, match="multiple of the 3 processes, got 16"):
-        training._check_budget(100, 2, 16, 3, None, None)
+        fit(network(), crops(8), batch_size=16, run=three)
+
+
+def test_constant_schedule_stays_at_the_peak_after_the_warm_up():
+    rates = [learning_rate(p, 2.0, schedule="constant") for p in (0, 0.025, 0.05, 0.5, 1)]
+    assert rates == pytest.approx([0, 1, 2, 2, 2])
+    _, history = run(every=1, lr=0.01, schedule="constant")
+    assert [line["lr"] for line in history] == pytest.approx(12 * [0.01])  # the first of 12 steps is past the warm-up
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "muon", "precision": "bf16"}, {"ema": 0, "clip": 0.01}], ids=str)
+def test_accelerate_changes_nothing_in_one_process(tmp_path, options):
+    """What `lab` puts under the loop is the same run: weights, average, history, to the last bit."""
+    here, lines = run(valid=crops(1, seed=9), lr=3e-3, **options)
+    there, others = run(valid=crops(1, seed=9), lr=3e-3, folder=tmp_path, **options)
+    assert_same(here, there)
+    assert without_time(lines) == without_time(others)
+
+
+def test_run_is_asked_in_this_order():
+    """What a `Run` of one's own may count on."""
+    calls = []
+
+    class Told(Run):
+        def restore(self, model, average, optimizer, settings):
+            calls.append(("restore", settings["steps"], type(average).__name__, type(optimizer).__name__))
+            return super().restore(model, average, optimizer, settings)
+
+        def prepare(self, model, batches):
+            calls.append(("prepare", len(batches)))
+            return model, batches
+
+        def keep(self, step, history):
+            calls.append(("keep", step, len(history)))
+
+        def finish(self):
+            calls.append(("finish",))
+    fit(network(), crops(), batch_size=BATCH, every=6, progress=False, run=Told())
+    assert calls == [("restore", 12, "AveragedModel", "AdamW"), ("prepare", 12), ("keep", 6, 1), ("keep", 12, 2),
+                     ("finish",)]
 
 
 def test_prints_nothing_without_the_bar(capfd):

@@ -247,7 +247,7 @@ def distilled(tmp_path, monkeypatch):
     def run(count=24, **arguments):
         views = student.Views({"drawn": pool}, 24, 4, sizes=(16, 32))
         valid = student.Crops({"drawn": pool}, 3, 32, 50, seed=1)
-        student.train_student(teacher, count, 4, data=(views, valid, "drawn 100 %"), progress=False, **arguments)
+        student.train_student(teacher, count, 4, data=(views, valid, "drawn 100 %", []), progress=False, **arguments)
         return views
     return run, tmp_path / "data" / "models" / BUILT_IN
 
@@ -284,12 +284,65 @@ def test_a_student_that_was_stopped_goes_on_the_same(distilled, monkeypatch):
         if index == 16:
             raise Stopped
         return get(self, index)
+    monkeypatch.setattr(student, "fingerprint", lambda views, files: "which reads the views, too")
     with monkeypatch.context() as patch:
         patch.setattr(student.Views, "__getitem__", stop)
         with pytest.raises(Stopped):
             run()
+        monkeypatch.setattr(student, "statistics", lambda *words: pytest.fail("they were kept"))
     run()
     assert (folder / "model.safetensors").read_bytes() == whole
+
+
+def test_a_finished_student_is_left_as_it_is_and_another_run_is_refused(distilled, monkeypatch, tmp_path):
+    from helpers.checkpoints import CheckpointError
+    from lab import student
+
+    run, folder = distilled
+    run()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(student, "fit", lambda *words, **options: pytest.fail("trained again"))
+    run()
+    for options in ({"lr": 1e-5}, {"seed": 4}, {"count": 20}):
+        with pytest.raises(CheckpointError, match="student holds another run, with (lr|seed|steps)"):
+            run(**options)
+    monkeypatch.setattr(student, "fingerprint", lambda views, files: "of another folder")
+    with pytest.raises(CheckpointError, match="student holds another run, with fingerprint"):
+        run()
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["before the first rename", "between the two"])
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, at):
+    from lab import student
+
+    folder, calls = tmp_path / "vit", []
+    for content in ("old", "new"):
+        with student.atomic_folder(folder) as part:
+            (part / "a").write_text(content)
+            (part / "b").write_text(content)
+    assert (folder / "a").read_text() == (folder / "b").read_text() == "new"
+    with pytest.raises(OSError, match="full"), student.atomic_folder(folder) as part:
+        (part / "a").write_text("half")
+        raise OSError("full")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(source, target, rename=student.os.replace):
+        calls.append(target)
+        if len(calls) == at:
+            raise Killed
+        rename(source, target)
+    with monkeypatch.context() as patch:
+        patch.setattr(student.os, "replace", kill)
+        patch.setattr(student.shutil, "rmtree", lambda *words, **options: None)  # a dead process removes nothing
+        with pytest.raises(Killed), student.atomic_folder(folder) as part:
+            (part / "a").write_text("newest")
+    with pytest.raises(OSError, match="full"), student.atomic_folder(folder) as part:  # the next call mends it
+        raise OSError("full")
+    assert [path.name for path in tmp_path.iterdir()] == ["vit"]
+    assert (folder / "a").read_text() == (folder / "b").read_text() == "new"
 
 
 def test_views_are_clean_in_a_tenth_and_of_one_size_per_step(distilled):
