@@ -270,29 +270,11 @@ class BatchAttention(nn.Module):
         return maps / maps.amax((-2, -1), keepdim=True).clamp_min(1e-12)  # a map without contrast stays 0
 
 
-def local_contrast(images: Tensor, window: int = 17) -> Tensor:
-    """Return each image's local contrast (B, H, W), [0, 1]: standard deviation of grey in a window, largest = 1."""
-    grey = images.mean(1, keepdim=True)
-    grey = grey - grey.mean((-2, -1), keepdim=True)  # small numbers: their squares lose less
-    options = dict(kernel_size=window, stride=1, padding=window // 2, count_include_pad=False)  # no dark frame
-    contrast = (avg_pool2d(grey**2, **options) - avg_pool2d(grey, **options) ** 2).clamp(min=0).sqrt()[:, 0]
-    return contrast / contrast.amax((-2, -1), keepdim=True).clamp(min=1e-6)
-
-
-def smooth_noise(images: Tensor, seed: int, patch: int = 16) -> Tensor:
-    """Return random smooth maps (B, H, W); an image always gets the same one, so that a resumed run repeats itself."""
-    grid = [math.ceil(side / patch) + 1 for side in images.shape[-2:]]  # as coarse as the grid of a ViT's patches
-    totals = images.double().sum((1, 2, 3)).tolist()  # an image has no name here: its values stand for it
-    generators = [torch.Generator().manual_seed(hash((seed, total)) % 2**63) for total in totals]
-    noise = torch.stack([torch.randn(1, *grid, generator=generator) for generator in generators]).to(images)
-    return interpolate(noise, images.shape[-2:], mode="bicubic", align_corners=False)[:, 0]
-
-
 class CamWeightedLoss(Term):
     """MSE weighted by 1 + strength * m, m the thresholded activation map of the **clean** image, divided by its mean.
 
-    The map is made in the batch, without gradients, by a frozen network. An empty map leaves plain MSE. The controls
-    say whether the *place* matters: they put the values of the same maps elsewhere.
+    The map is made in the batch, without gradients, by a frozen network. An empty map leaves plain MSE. Whether the
+    *place* matters is for the controls of `lab.controls` to say: they put the values of the same maps elsewhere.
 
     Args:
         vit, layer, method: a ViT and what `BatchAttention` makes maps of; or
@@ -300,46 +282,37 @@ class CamWeightedLoss(Term):
             [0, 1] on any grid; they are brought to the image's size bilinearly.
         lower, upper: the band of the map that is kept and stretched to 0..1, 0 <= lower <= upper <= 1; all else is 0.
         strength: k >= 0, how much more a pixel with m = 1 counts.
-        control: None; "shuffled": the map of the batch's next image (at least two); "random": a smooth random map with
-            the map's histogram, of `seed`; "contrast": the map's histogram put where the local contrast is highest.
         scale: see the module; on the original scale the weights are not divided by their mean.
     """
 
     key = "cam"
-    CONTROLS = (None, "shuffled", "random", "contrast")
 
     def __init__(self, vit: nn.Module | None = None, layer: str | nn.Module | None = None, method: str = "EigenCAM",
-                 lower: float = 0.4, upper: float = 0.9, strength: float = 4.0, control: str | None = None, *,
-                 attention: Callable[[Tensor], Tensor] | None = None, seed: int = 0, scale: Scale = "matched"):
+                 lower: float = 0.4, upper: float = 0.9, strength: float = 4.0, *,
+                 attention: Callable[[Tensor], Tensor] | None = None, scale: Scale = "matched"):
         super().__init__(scale)
         if (vit is None) == (attention is None):
             raise ValueError("CamWeightedLoss takes either vit (with layer and method) or attention")
         if not 0 <= lower <= upper <= 1 or not 0 <= strength < math.inf:
             raise ValueError("thresholds must be 0 <= lower <= upper <= 1 and strength 0 or more, "
                              f"got {lower}, {upper} and {strength}")
-        if control not in self.CONTROLS:
-            raise ValueError(f"control must be one of {self.CONTROLS}, got {control!r}")
-        self.lower, self.upper, self.strength, self.control, self.seed = lower, upper, strength, control, seed
+        self.lower, self.upper, self.strength = lower, upper, strength
         self.attention = attention or BatchAttention(vit, layer, method)  # a part of the loss: `.to` moves it along
+
+    def place(self, maps: Tensor, clean: Tensor) -> Tensor:
+        """Return the maps (B, H, W) where they belong, on what they point at; a control overrides this."""
+        return maps
 
     @torch.no_grad()
     def maps(self, clean: Tensor) -> Tensor:
-        """Return the thresholded maps (B, H, W) in [0, 1] of clean images (B, C, H, W), after the control's move."""
+        """Return the thresholded maps (B, H, W) in [0, 1] of clean images (B, C, H, W)."""
         if isinstance(self.attention, nn.Module):
             self.attention.to(clean.device).eval()  # whoever calls train() on the loss does not mean this network
         maps = self.attention(clean)
         if maps.ndim != 3 or len(maps) != len(clean):
             raise ValueError(f"attention must give maps (B, h, w) for {len(clean)} images, got {tuple(maps.shape)}")
         maps = interpolate(maps.to(clean)[:, None], clean.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        # a control moves the values before the band is cut, so that as many pixels are kept in each
-        if self.control == "shuffled":
-            if len(maps) < 2:
-                raise ValueError("the shuffled control needs at least 2 images in a batch, got 1")
-            maps = maps.roll(1, 0)
-        elif self.control:  # the map's values, sorted, at other places: the largest at the largest
-            places = smooth_noise(clean, self.seed) if self.control == "random" else local_contrast(clean)
-            values, order = maps.flatten(1).sort(dim=1).values, places.flatten(1).argsort(dim=1, stable=True)
-            maps = torch.zeros_like(values).scatter(1, order, values).view_as(maps)
+        maps = self.place(maps, clean)
         # `helpers.cam.threshold_cam` for a batch: values inside the band are stretched to 0..1 per map, all else is 0
         kept = ~((maps < self.lower) | (maps > self.upper))  # NaN stays, to be found by `value`
         low = maps.masked_fill(~kept, math.inf).amin((-2, -1), keepdim=True)

@@ -24,9 +24,9 @@ from helpers.losses import (
     Scale,
     Term,
     WaveletLoss,
-    local_contrast,
 )
 from helpers.project import env_path
+from lab.controls import local_contrast
 from lab.provenance import git_revision
 
 BLUR = 1.5  # pixels: about what MSE leaves of fine texture at sigma 50

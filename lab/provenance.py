@@ -11,7 +11,7 @@ from helpers.project import ROOT, pick_device
 
 
 def provenance(command, seed):
-    """Return what every table and every card says of its origin: command, git revision, seed, date and machine."""
+    """Return what every table and every card says of its origin: command, git revision, seed, date, machine."""
     device = pick_device()
     name = f"{os.cpu_count()} CPU cores ({platform.machine()})"
     if device.type == "cuda":

@@ -23,6 +23,7 @@ from helpers.losses import CamWeightedLoss, CombinedLoss, FrequencyLoss, Regiona
 from helpers.metrics import crack_auc
 from helpers.project import data_dir, env_path, set_seed, write_json
 from helpers.vit import open_vit
+from lab.controls import CONTROLS, MovedCamLoss
 from lab.measures import evaluate_image
 from lab.recipes import Recipe
 from lab.report import measure_legibility, numpy_picture, reader
@@ -42,8 +43,9 @@ TERMS = {
     "frequency": lambda: FrequencyLoss(),
     "frequency_hf": lambda: FrequencyLoss(2.0),
     "wavelet": lambda: WaveletLoss(),
-    **{f"cam{words}": lambda control=control: CamWeightedLoss(open_vit(), CAM_LAYER, control=control)
-       for words, control in (("", None), ("_shuffled", "shuffled"), ("_random", "random"), ("_contrast", "contrast"))},
+    "cam": lambda: CamWeightedLoss(open_vit(), CAM_LAYER),
+    **{f"cam_{control}": lambda control=control: MovedCamLoss(open_vit(), CAM_LAYER, control=control)
+       for control in CONTROLS},
 }
 STARTS = {"hybrid": "hybrid", "bilinear": "hybrid", "unet": "unet_start"}  # the checkpoint a run begins with
 

@@ -18,12 +18,13 @@ from helpers.checkpoints import CheckpointError, load
 from helpers.data import Crops, open_dataset
 from helpers.denoise import denoise
 from helpers.denoise import main as denoise_command
-from helpers.losses import CamWeightedLoss, CombinedLoss, RegionalSharpnessLoss
+from helpers.losses import CombinedLoss, RegionalSharpnessLoss
 from helpers.metrics import psnr, ssim
 from helpers.models import DenseDAE, HybridViTUNet, UNet
 from helpers.noise import add_noise
 from helpers.project import pick_device, results, write_json
 from helpers.vit import open_vit, vit_blocks
+from lab.controls import MovedCamLoss
 from lab.intervals import paired_bootstrap
 from lab.unseen import Familiar
 from surfaces.draw import draw_surface
@@ -149,7 +150,7 @@ CASES = {
     # losses and training
     "an unknown match": (lambda p, m: RegionalSharpnessLoss(match="sort"), ValueError, "sorted.*got 'sort'"),
     "a picture below the window": (lambda p, m: RegionalSharpnessLoss(window=0), ValueError, "window.*got 0"),
-    "an unknown control": (lambda p, m: CamWeightedLoss(attention=len, control="none"), ValueError, "got 'none'"),
+    "an unknown control": (lambda p, m: MovedCamLoss(attention=len, control="none"), ValueError, "got 'none'"),
     "weights above 1": (lambda p, m: CombinedLoss({"a": (RegionalSharpnessLoss(), 0.7), "b": (
         RegionalSharpnessLoss(), 0.7)}), ValueError, "sum to at most 1"),
     "crops larger than pictures": (lambda p, m: Crops({"own": [(np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64)))]},

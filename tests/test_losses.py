@@ -1,6 +1,7 @@
 """The loss terms against slow loops written from their definitions, and at the edges where losses break."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,11 +22,11 @@ from helpers.losses import (
     FrequencyLoss,
     RegionalSharpnessLoss,
     WaveletLoss,
-    local_contrast,
     window_scores,
 )
 from helpers.models import UNet
-from lab import match_losses
+from lab import controls, match_losses
+from lab.controls import MovedCamLoss
 from lab.match_losses import CharbonnierLoss, MSSSIMLoss, matched_constant
 
 MATCHES = ("sorted", "aligned", "pixel")
@@ -45,8 +46,8 @@ def make_terms(scale="matched"):
         "frequency_phase": FrequencyLoss(phase=True, scale=scale),
         "wavelet": WaveletLoss(scale=scale),
         "cam": CamWeightedLoss(attention=stripes, scale=scale),
-        "cam_random": CamWeightedLoss(attention=stripes, control="random", scale=scale),
-        "cam_contrast": CamWeightedLoss(attention=stripes, control="contrast", scale=scale),
+        "cam_random": MovedCamLoss(attention=stripes, control="random", scale=scale),
+        "cam_contrast": MovedCamLoss(attention=stripes, control="contrast", scale=scale),
         "charbonnier": CharbonnierLoss(scale=scale),
     }
 
@@ -297,8 +298,8 @@ def test_the_empty_map_is_plain_mse():
     clean = textures()
     denoised = blurred(clean)
     for empty in (torch.zeros(2, 3, 3), torch.full((2, 3, 3), 0.2), torch.ones(2, 3, 3)):  # none, below, above the band
-        for control in (None, "shuffled", "random", "contrast"):
-            loss = CamWeightedLoss(attention=lambda _, empty=empty: empty, control=control, scale=1.0)
+        for make in (CamWeightedLoss, *(partial(MovedCamLoss, control=control) for control in controls.CONTROLS)):
+            loss = make(attention=lambda _, empty=empty: empty, scale=1.0)
             value, gradient = value_and_gradient(loss, denoised, clean)
             torch.testing.assert_close(value, mse_loss(denoised, clean))
             assert torch.isfinite(gradient).all()
@@ -315,21 +316,21 @@ def test_a_map_that_is_not_finite_gives_nan_without_nan_gradients():
 
 def test_controls_keep_the_histogram_and_move_the_place():
     clean = textures(3, 48, 40)
-    made = {control: CamWeightedLoss(attention=stripes, control=control).maps(clean)
-            for control in (None, "shuffled", "random", "contrast")}
+    made = {control: MovedCamLoss(attention=stripes, control=control).maps(clean) for control in controls.CONTROLS}
+    made[None] = CamWeightedLoss(attention=stripes).maps(clean)
     assert torch.equal(made["shuffled"], made[None].roll(1, 0))
     for control in ("random", "contrast"):
         torch.testing.assert_close(made[control].flatten(1).sort().values, made[None].flatten(1).sort().values)
         assert not torch.allclose(made[control], made[None])
-    contrast = local_contrast(clean)
+    contrast = controls.local_contrast(clean)
     order = contrast[0].flatten().argsort()
-    ranked = CamWeightedLoss(attention=lambda _: contrast, control="contrast", lower=0, upper=1).maps(clean)
+    ranked = MovedCamLoss(attention=lambda _: contrast, control="contrast", lower=0, upper=1).maps(clean)
     assert (ranked[0].flatten()[order].diff() >= 0).all()
-    loss = CamWeightedLoss(attention=stripes, control="random", seed=3)
+    loss = MovedCamLoss(attention=stripes, control="random", seed=3)
     assert torch.equal(loss.maps(clean), loss.maps(clean))  # a picture keeps its map, also in a resumed run
-    other = CamWeightedLoss(attention=stripes, control="random", seed=4)
+    other = MovedCamLoss(attention=stripes, control="random", seed=4)
     assert not torch.equal(loss.maps(clean), other.maps(clean))
-    smooth = losses.smooth_noise(clean, 0)
+    smooth = controls.smooth_noise(clean, 0)
     assert smooth.diff(dim=-1).abs().mean() < 0.2 * smooth.std()
     assert not torch.equal(smooth[0], smooth[1])
 
@@ -445,8 +446,8 @@ def test_charbonnier_and_ms_ssim():
     (lambda: WaveletLoss(levels=2, level_weights=[1]), "one weight each"),
     (lambda: CamWeightedLoss(), "either vit"),
     (lambda: CamWeightedLoss(attention=stripes, lower=0.9, upper=0.4), "lower <= upper"),
-    (lambda: CamWeightedLoss(attention=stripes, control="none"), "control"),
-    (lambda: CamWeightedLoss(attention=stripes, control="shuffled")(textures(1), textures(1)), "at least 2"),
+    (lambda: MovedCamLoss(attention=stripes, control="none"), "control"),
+    (lambda: MovedCamLoss(attention=stripes, control="shuffled")(textures(1), textures(1)), "at least 2"),
     (lambda: CamWeightedLoss(attention=lambda clean: clean)(textures(), textures()), "maps"),
     (lambda: CombinedLoss({"mse": (WaveletLoss(), 0.1)}), "names"),
     (lambda: CombinedLoss({"a": (WaveletLoss(), 0.7), "b": (FrequencyLoss(), 0.7)}), "at most 1"),
