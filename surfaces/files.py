@@ -5,6 +5,7 @@ import itertools
 import os
 import platform
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +13,7 @@ DAY = 24 * 60 * 60  # seconds
 
 
 @contextmanager
-def atomic_path(path):
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any failure.
 
     A reader therefore sees the old file or the new one, never half of one, also after Ctrl-C or on a full disk.
