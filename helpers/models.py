@@ -28,7 +28,6 @@ class Denoiser(nn.Module):
         size: the one height and width that it takes, in pixels; None: every multiple.
         tile: side in pixels of the tiles that `denoise` cuts for it; None: as large as is quick.
         radius: how far an output pixel sees, in pixels; ``math.inf``: the whole image.
-        out_channels: channels that come out: 3, unless it is no denoiser and only built and kept like one.
         arguments: dict of what the constructor was called with.
 
     >>> UNet(8, stages=2).arguments
@@ -39,7 +38,6 @@ class Denoiser(nn.Module):
     size: int | None = None
     tile: int | None = None
     radius: float = 51  # a U-Net's of three stages
-    out_channels: int = 3
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         model = super().__new__(cls)
@@ -58,6 +56,13 @@ class Denoiser(nn.Module):
             rule = f"both be {self.size}" if self.size else f"be multiples of {self.multiple}"
             raise ValueError(f"height and width must {rule}, got {height} x {width}; "
                              "denoise(model, image) takes any size")
+
+    @classmethod
+    def from_card(cls, card: dict[str, Any]) -> Self:
+        """Return an untrained network by a checkpoint's card; a card that names a ViT, to be fetched, raises ValueError."""
+        if (vit := card["arguments"].get("vit")) is not None:
+            raise ValueError(f"a card's arguments must not name a ViT, got {vit!r}: it is that of DENOISE_VIT")
+        return cls(**card["arguments"])
 
     def card(self) -> dict[str, Any]:
         """Return what a checkpoint's card says of the network: "architecture" and "arguments"."""
@@ -243,11 +248,9 @@ class CrackSegmenter(UNet):
     torch.Size([1, 1, 32, 32])
     """
 
-    out_channels = 1
-
     def __init__(self, width: int = 16, stages: int = 3) -> None:
         super().__init__(width, predict="image", upsample="bilinear", stages=stages)
-        self.head = nn.Conv2d(width, self.out_channels, 1)
+        self.head = nn.Conv2d(width, 1, 1)
 
 
 class HybridViTUNet(UNet):

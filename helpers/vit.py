@@ -221,8 +221,8 @@ def patch_grid(tokens: Tensor, vit: nn.Module, size: Sequence[int] | None = None
     size = _pair(vit.config.image_size) if size is None else tuple(size)
     height, width = _grid(vit, size)
     if extra + height * width != tokens.shape[1]:
-        raise ValueError(f"{tokens.shape[1]} tokens, {extra} of them no patches, are no grid of {height} x {width}, that "
-                         f"of an image of {size[0]} x {size[1]}; wanted size=(H, W) of the image that they are of")
+        raise ValueError(f"{tokens.shape[1]} tokens, {extra} of them no patches, are no grid of {height} x {width}, "
+                         f"that of an image of {size[0]} x {size[1]}; wanted size=(H, W) of the image that they are of")
     return tokens[:, extra:].transpose(1, 2).unflatten(2, (height, width))  # (B, C, h, w)
 
 
