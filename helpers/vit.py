@@ -150,7 +150,9 @@ def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positi
 
     folder, name = _find(source)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # also an attention of the Hub would be code of others
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False,
+                                            attn_implementation="sdpa")
         if config.model_type not in EXTRA_TOKENS:
             raise ValueError(f"wanted a ViT of the kinds {', '.join(EXTRA_TOKENS)}, got {config.model_type!r}")
         kind = MODEL_MAPPING[type(config)]
@@ -365,7 +367,7 @@ def _with_weights(kind: Any, config: Any, weights: dict[str, Tensor], options: d
     logging.disable_progress_bar()
     try:
         model, report = kind.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32,
-                                             attn_implementation="sdpa", output_loading_info=True, **options)
+                                             output_loading_info=True, **options)
     finally:
         logging.set_verbosity(verbosity)
         if bar:
