@@ -150,9 +150,8 @@ def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positi
 
     folder, name = _find(source)
     try:
-        # also an attention of the Hub would be code of others
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False,
-                                            attn_implementation="sdpa")
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config._attn_implementation = "sdpa"  # torch's own; a name of the Hub would fetch and run code
         if config.model_type not in EXTRA_TOKENS:
             raise ValueError(f"wanted a ViT of the kinds {', '.join(EXTRA_TOKENS)}, got {config.model_type!r}")
         kind = MODEL_MAPPING[type(config)]
