@@ -17,27 +17,22 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from helpers.vit import JOINS, ViT, open_vit, patch_grid
+from helpers.vit import JOINS, ViT, leave_out, open_vit, patch_grid
 
 
 class Denoiser(nn.Module):
     """What a denoiser is: a network called as ``model(noisy)``, (B, 3, H, W) in [0, 1] in and, not clipped, out.
 
-    Attributes:
-        multiple: height and width must be multiples of it.
-        size: the one height and width that it takes, in pixels; None: every multiple.
-        tile: side in pixels of the tiles that `denoise` cuts for it; None: as large as is quick.
-        radius: how far an output pixel sees, in pixels; ``math.inf``: the whole image.
-        arguments: dict of what the constructor was called with.
+    `arguments` is the dict of what its constructor was called with.
 
     >>> UNet(8, stages=2).arguments
     {'width': 8, 'stages': 2}
     """
 
-    multiple: int = 8
-    size: int | None = None
-    tile: int | None = None
-    radius: float = 51  # a U-Net's of three stages
+    multiple: int = 8  # height and width must be multiples of it
+    size: int | None = None  # the one height and width that it takes, in pixels; None: every multiple
+    tile: int | None = None  # side in pixels of the tiles that `denoise` cuts for it; None: as large as is quick
+    radius: float = 51  # how far an output pixel sees, in pixels: a U-Net of three stages; infinite: the whole image
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         model = super().__new__(cls)
@@ -59,7 +54,7 @@ class Denoiser(nn.Module):
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> Self:
-        """Return an untrained network by a checkpoint's card; a card that names a ViT, to be fetched, raises ValueError."""
+        """Return an untrained network by a checkpoint's card; ValueError where it names a ViT, maybe one to fetch."""
         if (vit := card["arguments"].get("vit")) is not None:
             raise ValueError(f"a card's arguments must not name a ViT, got {vit!r}: it is that of DENOISE_VIT")
         return cls(**card["arguments"])
@@ -73,30 +68,31 @@ class Denoiser(nn.Module):
 
     def start_from(self, other: nn.Module) -> Self:
         """Take the weights of a trained network and return the model; raise ValueError where they do not fit."""
-        self._take(other.state_dict(), wanted=set(self.state_dict()))
-        return self
-
-    def _take(self, weights: dict[str, Tensor], wanted: set[str]) -> None:
-        own = self.state_dict()
-        wrong = [key for key, weight in weights.items() if key not in own or own[key].shape != weight.shape]
-        if wrong := wrong + sorted(wanted - weights.keys()):
+        weights, own = self._fitting(other.state_dict()), self.state_dict()
+        wrong = [key for key in {**weights, **own} if key not in own or key not in weights
+                 or own[key].shape != weights[key].shape]
+        if wrong:
             raise ValueError(f"wanted weights for {type(self).__name__}({self.arguments}), got a network with another "
                              f"{', '.join(wrong[:3])}")
-        self.load_state_dict(weights, strict=False)
+        self.load_state_dict(weights)
+        return self
+
+    def _fitting(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a network's weights as this one can take them: here as they are."""
+        return weights
 
 
 def check_finite_weights(model: nn.Module) -> None:
     """Raise ValueError, naming the first such tensor, where a weight or a buffer holds NaN or infinity."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not tensor.isfinite().all():
-            bad = int((~tensor.isfinite()).sum())
+        if bad := int((~tensor.isfinite()).sum()):
             raise ValueError(f"wanted finite weights in {type(model).__name__}, got {bad} of {tensor.numel()} values "
                              f"that are NaN or infinite in {name}")
 
 
 def _check(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    """Raise ValueError unless `value` is one of `allowed`, strings or a range of numbers from 1."""
-    if value not in allowed or isinstance(value, bool):
+    """Raise ValueError unless `value` is one of `allowed`, strings or a range of whole numbers from 1."""
+    if type(value) is not type(allowed[0]) or value not in allowed:
         which = f"in 1..{allowed[-1]}" if isinstance(allowed, range) else f"one of {', '.join(allowed)}"
         raise ValueError(f"{name} must be {which}, got {value!r}")
 
@@ -269,9 +265,6 @@ class HybridViTUNet(UNet):
             start as a U-Net that ignores the ViT.
         blocks: numbers of the blocks whose tokens are joined, each normalised on its own; None: the ViT's last tokens.
 
-    Raises:
-        ValueError, FileNotFoundError: arguments that cannot be, or no such ViT; says what to do.
-
     >>> HybridViTUNet(width=32)(torch.rand(1, 3, 224, 224)).shape          # doctest: +SKIP
     torch.Size([1, 3, 224, 224])
     """
@@ -286,15 +279,13 @@ class HybridViTUNet(UNet):
         self.radius = math.inf  # a token knows of the whole image
         self.vit = vit if isinstance(vit, ViT) else open_vit(vit, resize, seed)
         self.freeze_vit, self.blocks, self.join = freeze_vit, None if blocks is None else tuple(blocks), join
-        # weights that are neither trained nor, since they are in a file of their own, kept in the state dict
-        self._frozen = {f"vit.{key}" for key in self.vit.freeze(freeze_vit, self.blocks)}
+        # what is not trained is in a file of its own, so it is left out of the state dict
+        leave_out(self, [f"vit.{name}" for name in self.vit.freeze(freeze_vit, self.blocks)])
         self.project = JOINS[join](4 * width, self.vit.channels * len(self.blocks or (0,)))
         if join == "concat":
             self.bottleneck = double_conv(4 * width + 8 * width, 8 * width)
         if self.blocks is not None:
             self.norms = nn.ModuleList(nn.LayerNorm(self.vit.channels) for _ in self.blocks)
-        self.register_state_dict_post_hook(_leave_out_frozen)
-        self.register_load_state_dict_pre_hook(_miss_no_frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -332,29 +323,14 @@ class HybridViTUNet(UNet):
         """Raise ValueError where `card`, a checkpoint's, names other weights for the frozen part of the ViT."""
         wanted = card.get("vit") or {}
         if self.freeze_vit is not False and wanted.get("sha256") != self.vit.sha256:
-            raise ValueError(f"it was trained beside the ViT {wanted.get('name', 'that its card does not name')} and "
-                             f"would be wrong beside {self.vit.name}, whose weights have another sha256: "
-                             "set or unset DENOISE_VIT accordingly")
+            name = wanted.get("name", "that its card does not name")
+            raise ValueError(f"it was trained beside the ViT {name} and would be wrong beside {self.vit.name}, whose "
+                             "weights have another sha256: set or unset DENOISE_VIT accordingly")
 
-    def start_from(self, other: nn.Module) -> Self:
-        """Take the weights of a trained `UNet` of the same width; the ViT has no say until it is trained to have one.
-
-        A trained hybrid's weights are taken too. Raises ValueError where they have other shapes.
-        """
-        weights, key = other.state_dict(), "bottleneck.0.weight"
+    def _fitting(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a `UNet`, with a ViT that has no say until it is trained to have one."""
+        key, own = "bottleneck.0.weight", self.state_dict()
         if self.join == "concat" and key in weights and "project.0.weight" not in weights:
             kernel = weights[key]  # (8w, 4w, 3, 3), and zeros for the channels of the tokens
             weights[key] = torch.cat([kernel, kernel.new_zeros(len(kernel), self.project[-1].out_channels, 3, 3)], 1)
-        self._take(weights, wanted={key})
-        return self
-
-
-def _leave_out_frozen(model: HybridViTUNet, state: dict[str, Tensor], prefix: str, _: Any) -> None:
-    for key in model._frozen:
-        state.pop(prefix + key, None)
-
-
-def _miss_no_frozen(model: HybridViTUNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    for key, weight in model.vit.state_dict(prefix="vit.").items():
-        if key in model._frozen:
-            state.setdefault(prefix + key, weight)
+        return {**own, **weights} if key in weights else weights

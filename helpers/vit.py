@@ -68,13 +68,10 @@ class ViT(nn.Module):
         Args:
             images: (B, 3, H, W) in [0, 1], of any size.
             blocks: numbers of blocks, counted from 0 like ``vit_blocks(vit)[0]``; negative ones from the end; None
-                among them stands for the last tokens, after the final normalisation.
+                among them stands for the last tokens, after the final normalisation. Others raise ValueError.
 
         Returns:
             (B, N, C) with class and register tokens (`patch_grid` takes them off), or a list of such.
-
-        Raises:
-            ValueError: no images; a block that is not there.
         """
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise ValueError(f"a ViT takes images of shape (B, 3, H, W), got {tuple(images.shape)}")
@@ -92,18 +89,10 @@ class ViT(nn.Module):
         return [output.last_hidden_state if n is None else output.hidden_states[1 + n % depth] for n in blocks]
 
     def freeze(self, freeze: bool | int, used: Sequence[int] | None = None) -> list[str]:
-        """Freeze the weights that a network on top of the tokens does not train; the others are trained.
+        """Freeze all weights (True), none (False) or the embeddings and the first n blocks (n); train the others.
 
-        Args:
-            freeze: True: all; False: none; a number n: the embeddings and the first n blocks.
-            used: numbers of the blocks whose tokens are used, None for the last tokens. What no such token depends on
-                is frozen too.
-
-        Returns:
-            The names of the frozen weights in the state dict.
-
-        Raises:
-            ValueError: there is no such block.
+        What the tokens that are `used` (numbers of blocks; None: the last ones) do not depend on is frozen too. Returns
+        the names of the frozen weights in the state dict; raises ValueError where there is no such block.
         """
         blocks = vit_blocks(self)
         if used is not None and not (used and all(-len(blocks) <= n < len(blocks) for n in used)):
@@ -134,17 +123,12 @@ def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positi
         resize: "positions" or "picture", see `ViT`.
         seed: take random weights of this seed instead of the trained ones (a control).
 
-    Returns:
-        A `ViT`. ``.requires_grad_(True).train()`` makes it trainable.
-
     Raises:
         FileNotFoundError: it is not there, or not to be had offline; says what to do.
         ValueError: not a ViT of these kinds, files that are broken, an unknown `resize`.
 
-    Example:
-        >>> vit = open_vit("WinKawaks/vit-tiny-patch16-224")  # doctest: +SKIP
-        >>> vit(torch.rand(1, 3, 224, 224)).shape             # doctest: +SKIP
-        torch.Size([1, 197, 192])
+    >>> open_vit()(torch.rand(1, 3, 224, 224)).shape
+    torch.Size([1, 197, 192])
     """
     from transformers import MODEL_MAPPING, AutoConfig  # takes seconds, so only who opens a ViT waits for it
 
@@ -172,11 +156,7 @@ def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positi
 def vit_blocks(vit: nn.Module) -> nn.ModuleList:
     """Return the blocks of a `ViT`, or of a network of `transformers` (5 or later), as an ``nn.ModuleList``.
 
-    A block takes tokens and returns tokens, both (B, N, C).
-
-    Raises:
-        TypeError: it is no ViT.
-        ValueError: there is no list of as many blocks as the configuration says.
+    A block takes tokens and returns tokens, both (B, N, C). Raises TypeError or ValueError where there are none.
     """
     if not hasattr(vit, "config"):
         raise TypeError(f"wanted a ViT of open_vit or of transformers, got {type(vit).__name__}")
@@ -205,16 +185,10 @@ def patch_grid(tokens: Tensor, vit: nn.Module, size: Sequence[int] | None = None
             one). Tokens do not tell their grid: those of any other image are refused without it.
 
     Returns:
-        (B, C, h, w), h and w computed.
+        (B, C, h, w), h and w computed; ValueError where so many tokens are no such grid.
 
-    Raises:
-        ValueError: so many tokens are no such grid.
-
-    Example:
-        >>> from transformers import ViTConfig, ViTModel
-        >>> tiny = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
-        >>> patch_grid(torch.zeros(2, 1 + 6 * 8, 8), tiny, (96, 128)).shape
-        torch.Size([2, 8, 6, 8])
+    >>> patch_grid(torch.zeros(2, 1 + 6 * 8, 192), open_vit(), (96, 128)).shape
+    torch.Size([2, 192, 6, 8])
     """
     extra = extra_tokens(vit)
     if tokens.ndim != 3:
@@ -237,6 +211,19 @@ def _grid(vit: nn.Module, size: Sequence[int]) -> tuple[int, int]:
 
 def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def leave_out(model: nn.Module, names: Sequence[str]) -> None:
+    """Keep weights of a network out of its state dict, since they are in a file of their own, nor miss them there."""
+    def drop(_: nn.Module, state: dict[str, Tensor], prefix: str, __: Any) -> None:
+        for name in names:
+            state.pop(prefix + name, None)
+
+    def fill_in(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        own = dict([*model.named_parameters(), *model.named_buffers()])
+        state |= {prefix + name: own[name] for name in names if prefix + name not in state}
+    model.register_state_dict_post_hook(drop)
+    model.register_load_state_dict_pre_hook(fill_in)
 
 
 class ConcatJoin(nn.Sequential):

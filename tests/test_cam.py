@@ -467,7 +467,7 @@ def test_bytes_and_pil_images_are_brought_to_0_to_1(unet, pictures):
 
 
 @pytest.mark.parametrize("image, error, words", [
-    (np.full((32, 32, 3), 255.0), ValueError, r"must lie in \[0, 1\].*got 255 to 255; values of 0 to 255 must be uint8"),
+    (np.full((32, 32, 3), 255.0), ValueError, r"must lie in .0, 1..*got 255 to 255; values of 0 to 255 must be"),
     (torch.full((3, 32, 32), 1.51), ValueError, r"got 1.51 to 1.51"),
     (np.full((32, 32, 3), -0.6, np.float32), ValueError, r"got -0.6 to -0.6"),
     (np.zeros((32, 32, 3), np.int64), TypeError, "floating point in .0, 1. or uint8, got torch.int64"),

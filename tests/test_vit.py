@@ -214,7 +214,7 @@ def test_missing_weights_are_never_replaced_by_random_ones(tmp_path):
 
 def test_what_fits_no_grid_is_refused(tmp_path):
     vit = open_vit(save_vit(tmp_path / "vit"))
-    with pytest.raises(ValueError, match="13 tokens, 1 of them no patches, are no grid of 4 x 4, that of an image of 32 x 32"):
+    with pytest.raises(ValueError, match="13 tokens, 1 of them no patches, are no grid of 4 x 4, that of .* 32 x 32"):
         patch_grid(torch.zeros(1, 13, 16), vit)
     with pytest.raises(ValueError, match="are no grid of 2 x 4"):
         patch_grid(torch.zeros(1, 10, 16), vit, (16, 32))
@@ -383,8 +383,8 @@ def test_an_index_that_names_other_files_is_refused(tmp_path, capfd, name, words
     assert "unpickled" not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("text", ['{"weight_map": {}}', '{"weight_map": ["model-00001-of-00002.safetensors"]}', "[]", "{",
-                                  '{"weight_map": {"a": null}}', "[" * 100_000])
+@pytest.mark.parametrize("text", ['{"weight_map": {}}', '{"weight_map": ["model-00001-of-00002.safetensors"]}', "[]",
+                                  "{", '{"weight_map": {"a": null}}', "[" * 100_000])
 def test_a_broken_index_is_refused(tmp_path, text):
     index = shards(tmp_path / "vit")
     index.write_text(text)
