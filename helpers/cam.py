@@ -14,7 +14,6 @@ import math
 import threading
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 import matplotlib.pyplot as plt
@@ -99,7 +98,7 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
 
 def activation_map(model: nn.Module, image: Any, layer: str | nn.Module, method: str = "EigenCAM",
                    target: Any = "mean", sign: str = "auto") -> ActivationMap | list[ActivationMap]:
-    """Map what a layer of a network responds to, through pytorch-grad-cam.
+    """Map what a layer of a network responds to: an `ActivationMap`, or a list of them, one per image, for a batch.
 
     Args:
         model: a ViT of `open_vit`, a U-Net or a hybrid, in any mode, on any device; left as it was, whatever happens.
@@ -112,9 +111,6 @@ def activation_map(model: nn.Module, image: Any, layer: str | nn.Module, method:
             (name, region). Methods in `GRADIENT_FREE` use no gradient: any target but the default is warned of.
         sign: for methods that decompose: "auto", a name from `SIGN_RULES`, or "library" for the library's own
             computation with the sign as it falls (grids up to 64 x 64). Others have a sign that means something.
-
-    Returns:
-        An `ActivationMap`; a list of them, one per image, for a batch.
 
     Raises:
         TypeError, ValueError: an image of another kind; what was asked for does not exist or makes no sense (no
@@ -136,7 +132,7 @@ def activation_map(model: nn.Module, image: Any, layer: str | nn.Module, method:
     maps = []
     for part in images.split(BATCH):
         targets = [Target(target, one, region) for one in part]
-        shown, raw, rule = _library_maps(model, module, METHODS[method], part, targets, sign)
+        shown, raw, rule = _library_maps(model, module, METHODS[method], part, targets, sign)  # (B, H, W), (B, h, w)
         maps += [ActivationMap(*pair, rule, name, method) for pair in zip(shown, raw, strict=True)]
     return maps[0] if single else maps
 
@@ -176,16 +172,14 @@ class _Output(nn.Module):
 
 
 def _grid(output: Any, vit: ViT | None, size: Sequence[int]) -> Tensor:
-    """Bring what a layer gives for images of `size` to (B, C, h, w): a ViT's tokens lose the extra ones."""
-    if isinstance(output, dict):  # as a whole network of transformers answers
-        output = output["last_hidden_state"]
-    output = output[0] if isinstance(output, tuple) else output
+    """Bring what a layer gives for images of `size` to (B, C, h, w); a ViT's tokens lose the extra ones."""
+    if isinstance(output, (dict, tuple)):  # as parts of transformers answer
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
     if output.ndim == 4:
         return output.clone()  # a ReLU in place must not change what was saved
     if output.ndim == 3 and vit is not None:
         return patch_grid(output, vit, size)
-    raise ValueError("a map needs a layer that gives (B, C, h, w) or a ViT's tokens (B, N, C), got "
-                     f"{tuple(output.shape)}")
+    raise ValueError(f"a map needs a layer that gives (B, C, h, w) or a ViT's (B, N, C), got {tuple(output.shape)}")
 
 
 def _as_batch(image: Any) -> tuple[Tensor, bool]:
@@ -196,10 +190,10 @@ def _as_batch(image: Any) -> tuple[Tensor, bool]:
         images = torch.from_numpy(np.array(image.convert("RGB") if isinstance(image, Image.Image) else image))
         axis = -1
     if images.ndim not in (3, 4) or images.shape[axis] != 3 or 0 in images.shape:
-        raise ValueError("an image must be torch (3, H, W) or (B, 3, H, W), or numpy (H, W, 3) or (B, H, W, 3), got "
-                         f"{tuple(images.shape)}")
-    single = images.ndim == 3
-    images = (images[None] if single else images).movedim(axis, 1)
+        wanted = "torch (3, H, W) or (B, 3, H, W), or numpy (H, W, 3) or (B, H, W, 3)"
+        raise ValueError(f"an image must be {wanted}, got {tuple(images.shape)}")
+    images, single = (images[None], True) if images.ndim == 3 else (images, False)
+    images = images.movedim(axis, 1)
     if images.dtype == torch.uint8:
         return images / 255, single
     if not images.is_floating_point():
@@ -244,8 +238,7 @@ def _as_map(cam: Any) -> np.ndarray:
     """Return an `ActivationMap`'s map, or (H, W) as it is, as float32; raise ValueError for what is no map."""
     cam = np.asarray(cam.map if isinstance(cam, ActivationMap) else cam, np.float32)
     if cam.ndim != 2 or cam.size == 0 or not np.isfinite(cam).all():
-        odd = " with values that are not finite" if cam.size and cam.ndim == 2 else ""
-        raise ValueError(f"a map must be (H, W), finite and not empty, got {cam.shape}{odd}")
+        raise ValueError(f"a map must be (H, W) and not empty, got {cam.shape}, or it has values that are not finite")
     return cam
 
 
@@ -276,11 +269,11 @@ def in_band(cam: ActivationMap | np.ndarray, lower: float = 0.4, upper: float = 
     cam = _as_map(cam)
     if not 0 <= lower <= upper <= 1:
         raise ValueError(f"thresholds must be 0 <= lower <= upper <= 1, got {lower} and {upper}")
+    if by not in ("value", "quantile", "otsu"):
+        raise ValueError(f'by must be "value", "quantile" or "otsu", got {by!r}')
     if by == "otsu":
         fine = cam.astype(np.float64)  # in float32 the bins of a map of hardly any contrast would fall together
         return fine > threshold_otsu(fine) if cam.min() < cam.max() else np.zeros(cam.shape, bool)
-    if by not in ("value", "quantile"):
-        raise ValueError(f'by must be "value", "quantile" or "otsu", got {by!r}')
     low, high = np.float32((lower, upper)) if by == "value" else np.quantile(cam, (lower, upper))
     # the library's cut makes most of a map 0; a quantile of 0 would keep all of that
     return (cam >= low) & (cam <= high) & ((cam != 0) | (lower == 0))
@@ -295,11 +288,6 @@ def keep(cam: ActivationMap | np.ndarray, kept: np.ndarray, rescale: bool = True
         low, high = values.min(), values.max()
         result[kept] = (values - low) / (high - low) if low < high else 1
     return result
-
-
-@lru_cache
-def _colours(cmap: str) -> np.ndarray:
-    return np.float32(colormaps[cmap](np.arange(256))[:, :3] * 255)  # (256, 3)
 
 
 def _bytes(image: Any) -> np.ndarray:
@@ -330,7 +318,7 @@ def overlay(image: Any, cam: ActivationMap | np.ndarray, alpha: float = 0.5, cma
     if cmap not in colormaps:
         raise ValueError(f"cmap must be the name of a matplotlib colour map, got {cmap!r}")
     seen = cam > 0
-    colours = _colours(cmap)[to_uint8(cam[seen])]
+    colours = np.float32(colormaps[cmap](to_uint8(cam[seen]))[:, :3] * 255)  # (pixels, 3)
     shown[seen] = np.uint8((1 - alpha) * shown[seen] + alpha * colours + 0.5)  # both in 0..255
     return shown
 
