@@ -64,7 +64,7 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     ['encoder 1', 'encoder 2', 'bottleneck', 'decoder 2', 'decoder 1']
     """
     layers, parts = {}, dict(model.named_children())
-    if (vit := _vit_of(model)) is not None:
+    if (vit := _vit_of(model)) is not None:  # it sees the image before anything is joined
         layers |= {f"block {i}": block for i, block in enumerate(vit_blocks(vit))}
     if parts.keys() >= {"encoder", "bottleneck", "decoder"}:
         layers |= {f"encoder {i}": stage for i, stage in enumerate(parts["encoder"], 1)}
@@ -72,8 +72,7 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
         # stages are listed from fine to coarse; the decoder goes the other way
         layers |= {f"decoder {i}": parts["decoder"][i - 1] for i in range(len(parts["decoder"]), 0, -1)}
     if not layers:
-        raise ValueError(f"{type(model).__name__} has neither ViT blocks nor encoder, bottleneck and decoder: pass a "
-                         "module of it as the layer")
+        raise ValueError(f"{type(model).__name__} has neither ViT blocks nor encoder, bottleneck, decoder: name a module")
     return layers
 
 
@@ -85,7 +84,7 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
     """Return name and module of a layer, a name from `layers_of(model)` or a module of the model, else ValueError."""
     if isinstance(layer, nn.Module):
         names = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
-        if id(layer) not in names:
+        if id(layer) not in names:  # the image would not pass it
             raise ValueError(f"the layer, a {type(layer).__name__}, is no part of the {type(model).__name__}")
         with contextlib.suppress(ValueError):  # where it has a name in `layers_of`, it goes by that
             names |= {id(module): name for name, module in layers_of(model).items()}
@@ -113,25 +112,25 @@ def activation_map(model: nn.Module, image: Any, layer: str | nn.Module, method:
             computation with the sign as it falls (grids up to 64 x 64). Others have a sign that means something.
 
     Raises:
-        TypeError, ValueError: an image of another kind; what was asked for does not exist or makes no sense (no
-            gradient reaches the layer, the layer gives no grid, ...); the message says which and why.
+        TypeError, ValueError: an image of another kind; what does not exist or makes no sense; says which and why.
 
     >>> from helpers.models import UNet
     >>> activation_map(UNet(4), np.zeros((16, 24, 3), np.float32), "encoder 2").raw.shape
     (8, 12)
     """
-    images, single = _as_batch(image)
+    images, single = _as_batch(image)  # (B, 3, H, W)
     name, module = find_layer(model, layer)
+    # what cannot be is refused before anything is computed
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if sign != "library":
+    if sign != "library":  # which needs no rule
         sign_rule(sign)
     target, region = parse_target(target, images.shape[-2:])
     if method in GRADIENT_FREE and (target, region) != ("mean", None):
         warnings.warn(f"{method} uses no gradient: the target has no effect on its map", UserWarning, stacklevel=2)
     maps = []
-    for part in images.split(BATCH):
-        targets = [Target(target, one, region) for one in part]
+    for part in images.split(BATCH):  # so that memory does not grow with the batch
+        targets = [Target(target, one, region) for one in part]  # "residual" is of each image's own
         shown, raw, rule = _library_maps(model, module, METHODS[method], part, targets, sign)  # (B, H, W), (B, h, w)
         maps += [ActivationMap(*pair, rule, name, method) for pair in zip(shown, raw, strict=True)]
     return maps[0] if single else maps
@@ -147,10 +146,10 @@ def _library_maps(model: nn.Module, layer: nn.Module, method: type, images: Tens
         cam = method(_Output(model), [layer], lambda output: _grid(output, vit, size), **options)
         cam.compute_input_gradient = cam.uses_gradients  # frozen weights alone would let no gradient through
         try:
-            with torch.set_grad_enabled(cam.uses_gradients):
-                shown = cam(images.detach().clone(), targets)
+            with torch.set_grad_enabled(cam.uses_gradients):  # a caller's mode must not matter
+                shown = cam(images.detach().clone(), targets)  # (B, H, W), cut at zero and scaled
         finally:
-            cam.activations_and_grads.release()
+            cam.activations_and_grads.release()  # its hooks
             cam.outputs = None  # holds the graph
     if not np.isfinite(cam.raw).all():
         raise ValueError("the map has values that are not finite: so have the image, the weights or the gradients")
@@ -178,23 +177,22 @@ def _grid(output: Any, vit: ViT | None, size: Sequence[int]) -> Tensor:
     if output.ndim == 4:
         return output.clone()  # a ReLU in place must not change what was saved
     if output.ndim == 3 and vit is not None:
-        return patch_grid(output, vit, size)
+        return patch_grid(output, vit, size)  # by the image's size: tokens do not tell their grid
     raise ValueError(f"a map needs a layer that gives (B, C, h, w) or a ViT's (B, N, C), got {tuple(output.shape)}")
 
 
 def _as_batch(image: Any) -> tuple[Tensor, bool]:
     """Return images as (B, 3, H, W) float32 within `BEYOND` of [0, 1], and whether a single one came."""
     if isinstance(image, Tensor):
-        images, axis = image.detach(), -3
+        images, axis = image.detach(), -3  # where the colours are
     else:
         images = torch.from_numpy(np.array(image.convert("RGB") if isinstance(image, Image.Image) else image))
         axis = -1
     if images.ndim not in (3, 4) or images.shape[axis] != 3 or 0 in images.shape:
-        wanted = "torch (3, H, W) or (B, 3, H, W), or numpy (H, W, 3) or (B, H, W, 3)"
-        raise ValueError(f"an image must be {wanted}, got {tuple(images.shape)}")
+        raise ValueError(f"an image must be torch (3, H, W) or numpy (H, W, 3), or a batch, got {tuple(images.shape)}")
     images, single = (images[None], True) if images.ndim == 3 else (images, False)
-    images = images.movedim(axis, 1)
-    if images.dtype == torch.uint8:
+    images = images.movedim(axis, 1)  # (B, 3, H, W)
+    if images.dtype == torch.uint8:  # the one other kind that says where its white is
         return images / 255, single
     if not images.is_floating_point():
         raise TypeError(f"an image must be floating point in [0, 1] or uint8, got {images.dtype}")
@@ -227,18 +225,20 @@ def layer_features(model: nn.Module, images: Tensor,
                 if threading.get_ident() == here:  # images of another thread may pass meanwhile
                     found[name] = _grid(output, vit, images.shape[-2:]).float()
             handles.append(module.register_forward_hook(listen))
-        model(images)
+        model(images)  # one pass for all layers
     finally:
         for handle in handles:
             handle.remove()
-    return {name: found[name] for name in named}
+    return {name: found[name] for name in named}  # in the order asked for, not that in which they were passed
 
 
 def _as_map(cam: Any) -> np.ndarray:
     """Return an `ActivationMap`'s map, or (H, W) as it is, as float32; raise ValueError for what is no map."""
     cam = np.asarray(cam.map if isinstance(cam, ActivationMap) else cam, np.float32)
-    if cam.ndim != 2 or cam.size == 0 or not np.isfinite(cam).all():
-        raise ValueError(f"a map must be (H, W) and not empty, got {cam.shape}, or it has values that are not finite")
+    if cam.ndim != 2 or cam.size == 0:
+        raise ValueError(f"a map must be (H, W) and not empty, got {cam.shape}")
+    if not np.isfinite(cam).all():  # a band would keep NaN or not by chance
+        raise ValueError("a map must be finite, got one with values that are not finite")
     return cam
 
 
@@ -255,8 +255,8 @@ def threshold_cam(cam: ActivationMap | np.ndarray, lower: float = 0.4, upper: fl
             `lower` and `upper` unused. Anything else, as a map that is none, raises ValueError.
 
     Returns:
-        (H, W) float32. An empty band gives zeros everywhere. A constant one (all kept values equal) cannot be
-        stretched: the kept values become 1. A constant map has no Otsu threshold: zeros.
+        (H, W) float32. An empty band gives zeros everywhere. Kept values that are all equal cannot be stretched: they
+        become 1. A constant map has no Otsu threshold: zeros.
 
     >>> threshold_cam(np.array([[0.2, 0.4, 0.65, 0.9, 1.0]])).round(3).tolist()
     [[0.0, 0.0, 0.5, 1.0, 0.0]]
@@ -286,7 +286,7 @@ def keep(cam: ActivationMap | np.ndarray, kept: np.ndarray, rescale: bool = True
     if rescale and kept.any():
         values = cam[kept]
         low, high = values.min(), values.max()
-        result[kept] = (values - low) / (high - low) if low < high else 1
+        result[kept] = (values - low) / (high - low) if low < high else 1  # one value cannot be stretched
     return result
 
 
@@ -295,7 +295,7 @@ def _bytes(image: Any) -> np.ndarray:
     images, single = _as_batch(image)
     if not single:
         raise ValueError(f"wanted one image, got a batch of {len(images)}")
-    return to_uint8(images[0].movedim(0, -1).cpu().numpy())
+    return to_uint8(images[0].movedim(0, -1).cpu().numpy())  # (H, W, 3)
 
 
 def overlay(image: Any, cam: ActivationMap | np.ndarray, alpha: float = 0.5, cmap: str = "inferno") -> np.ndarray:
@@ -317,7 +317,7 @@ def overlay(image: Any, cam: ActivationMap | np.ndarray, alpha: float = 0.5, cma
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     if cmap not in colormaps:
         raise ValueError(f"cmap must be the name of a matplotlib colour map, got {cmap!r}")
-    seen = cam > 0
+    seen = cam > 0  # elsewhere the image stays as it is
     colours = np.float32(colormaps[cmap](to_uint8(cam[seen]))[:, :3] * 255)  # (pixels, 3)
     shown[seen] = np.uint8((1 - alpha) * shown[seen] + alpha * colours + 0.5)  # both in 0..255
     return shown
@@ -341,7 +341,7 @@ def show_cam(image: Any, cam: ActivationMap | np.ndarray, mask: np.ndarray | Non
     for axis, title in zip(axes, ("image", name, f"kept: {band}"), strict=True):
         axis.set_title(title, fontsize=9)
         axis.axis("off")
-        if mask is not None and np.any(mask) and axis is not axes[0]:
+        if mask is not None and np.any(mask) and axis is not axes[0]:  # the image is shown as it is
             axis.contour(np.asarray(mask, float), levels=[0.5], colors="cyan", linewidths=0.8)
     return figure
 
@@ -356,7 +356,7 @@ def shared_direction(features: Tensor, sign: str = "auto") -> Tensor:
     """
     # an image's component is, up to its length, the sum of its feature vectors weighted by the map
     votes = (principal_map(features, sign)[:, None] * centre(features)).sum((-2, -1))  # (N, C)
-    return normalize(normalize(votes, dim=1).mean(0), dim=0)
+    return normalize(normalize(votes, dim=1).mean(0), dim=0)  # every image has one vote, a loud one too
 
 
 def along(features: Tensor, direction: Tensor) -> Tensor:
@@ -396,6 +396,6 @@ class SharedMap:
     def of(self, features: dict[str, Tensor]) -> Tensor:
         """Return maps (N, h, w) from what `layer_features` gave."""
         maps = [standardised(along(features[name], direction)) for name, direction in self.directions.items()]
-        finest = max((map.shape[-2:] for map in maps), key=math.prod)
+        finest = max((map.shape[-2:] for map in maps), key=math.prod)  # a U-Net's layers have several grids
         return torch.stack([map if map.shape[-2:] == finest else interpolate(
             map[None], finest, mode="bilinear", align_corners=False)[0] for map in maps]).mean(0)

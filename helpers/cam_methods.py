@@ -43,7 +43,7 @@ class Target:
         self.name, self.image, self.region = name, image, region
 
     def __call__(self, output: Tensor) -> Tensor:
-        image = self.image.to(output)
+        image = self.image.to(output)  # its device and precision
         if self.name == "residual" and output.shape != image.shape:
             raise ValueError('target "residual" is image minus output and needs a denoiser: this network answers '
                              f"{tuple(image.shape)} with {tuple(output.shape)}")
@@ -60,6 +60,7 @@ def parse_target(target: Any, size: Sequence[int]) -> tuple[str, Tensor | None]:
 
     Raises ValueError for a name that is none, and a region that is empty or of another `size` (H, W) than the images.
     """
+    # a region alone is one of the mean
     name, region = target if isinstance(target, tuple) and len(target) == 2 else (
         (target, None) if isinstance(target, str) else ("mean", target))
     if name not in TARGETS:
@@ -142,7 +143,7 @@ def project(features: Tensor) -> Tensor:
     _, _, height, width = features.shape
     tokens = features.flatten(2).transpose(1, 2).float()  # (B, h * w, C)
     tokens = torch.where(tokens.isnan(), 0, tokens)  # as the library does
-    tokens = tokens - tokens.mean(1, keepdim=True)
+    tokens = tokens - tokens.mean(1, keepdim=True)  # a component of what is the same everywhere says nothing
     # gradients times activations can be so small that their squares vanish
     scale = tokens.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(tokens.dtype).tiny)
     tokens = tokens / scale
@@ -157,7 +158,7 @@ def project(features: Tensor) -> Tensor:
 
 def _top_eigenvector(gram: Tensor) -> Tensor:
     """Return the eigenvector (B, n, 1) of the largest eigenvalue of symmetric matrices (B, n, n), of unit length."""
-    if gram.is_cuda:
+    if gram.is_cuda:  # a batch at once
         return torch.linalg.eigh(gram)[1][..., -1:]
     last = [gram.shape[-1] - 1] * 2  # on the CPU LAPACK finds one pair three times as fast as all of them
     pairs = [eigh(matrix, subset_by_index=last, check_finite=False) for matrix in gram.cpu().numpy()]
@@ -244,7 +245,7 @@ class _Mapped:
 
     def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth=False):
         name = type(self).__name__
-        if activations is None:
+        if activations is None:  # the library would fail with words that explain nothing
             raise ValueError(f"{name}: the image does not pass this layer, a {type(target_layer).__name__}")
         if min(grid := activations.shape[2:]) < 2:
             raise ValueError(f"{name}: a map needs a grid of at least 2 x 2, got {grid[0]} x {grid[1]}")

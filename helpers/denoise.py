@@ -66,15 +66,15 @@ def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = Non
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module such as load('unet'), got {type(model).__name__}")
-    check_finite_weights(model)
+    check_finite_weights(model)  # one NaN makes the whole image black
     height, width = _check_image(image)
     down, across = _lay_tiles(model, (height, width), tile, overlap)
-    if batch_size is None:
+    if batch_size is None:  # as much at once as one large tile
         batch_size = max(1, TILE * TILE // (down.size * across.size))
     elif batch_size != int(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
 
-    output, home = (np if isinstance(image, np.ndarray) else torch).empty_like(image), image.device
+    output, home = (np if isinstance(image, np.ndarray) else torch).empty_like(image), image.device  # numpy's is "cpu"
     bar = tqdm(total=len(down.starts) * len(across.starts), unit="tile", disable=not progress)
     with bar, evaluating(model), torch.inference_mode():
         # rows of tiles add to a band of the image; what no later row touches is written and leaves the band
@@ -165,7 +165,7 @@ def _lay_tiles(model: nn.Module, shape: Sequence[int], tile: int | None = None,
         overlap = int(min(2 * margin + RAMP, max(3 * tile // 10, min(half, RAMP)), tile - multiple))
     if overlap != int(overlap) or not 0 <= overlap <= tile - multiple:
         raise ValueError(f"overlap must be in 0..{tile - multiple} pixels for tiles of {tile}, got {overlap!r}")
-    whole = [max(-(-length // multiple) * multiple, only or 0) for length in shape]
+    whole = [max(-(-length // multiple) * multiple, only or 0) for length in shape]  # with what is mirrored
     # where there is little room, the cross-fade comes first
     margin = min(max((overlap - RAMP) // 2, 0), margin)
     return [_lay_line(length, tile, overlap, margin, multiple, shrink=not (only or likes)) for length in whole]
@@ -180,7 +180,7 @@ def _lay_line(length: int, tile: int, overlap: int, margin: int, multiple: int, 
     count = -(-(whole - units) // step) + 1
     if shrink:
         units = -(-(whole + (count - 1) * (units - step)) // count)
-    starts = [i * (whole - units) // (count - 1) * multiple for i in range(count)]
+    starts = [i * (whole - units) // (count - 1) * multiple for i in range(count)]  # evenly, on the pooling grid
     size = units * multiple
     # the margins of an overlap count for nothing; the rest is the cross-fade
     ramp = max(overlap - 2 * margin, 1)
@@ -218,7 +218,7 @@ def _run(model: nn.Module, tiles: Tensor) -> Tensor:
     # convolutions on a CPU are a third faster with channels last; other layers may count on the order in memory
     convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
     order = torch.channels_last if convolves else torch.contiguous_format
-    denoised = model(tiles.to(weight.device, weight.dtype, memory_format=order))
+    denoised = model(tiles.to(weight.device, weight.dtype, memory_format=order))  # (B, 3, h, w), else it is none
     if not isinstance(denoised, Tensor) or denoised.shape != tiles.shape:
         got = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised)
         raise ValueError(f"a denoiser must return shape {tuple(tiles.shape)}, {type(model).__name__} returned {got}")
@@ -228,7 +228,7 @@ def _run(model: nn.Module, tiles: Tensor) -> Tensor:
 def _write(output: np.ndarray | Tensor, y: int, until: int, rows: Tensor) -> None:
     """Write finished `rows`, (3, until - y, W) float32, in the output's dtype."""
     if output.dtype in (np.uint8, torch.uint8):
-        rows = (rows * 255).round_().clamp_(0, 255)
+        rows = (rows * 255).round_().clamp_(0, 255)  # floating point stays as the model says
     if isinstance(output, np.ndarray):
         output[y:until] = rows.permute(1, 2, 0).numpy()
     else:
@@ -244,6 +244,7 @@ def _pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
         if target.suffix.lower() not in WRITABLE:
             raise ValueError(f"OUT must be a folder that is there or end in one of {', '.join(WRITABLE)}; got {target}")
         return [(source, target)]
+    # many images need a folder, and not the one in which they are
     if target.is_file() or target.suffix.lower() in WRITABLE or target.resolve() == source.resolve():
         raise ValueError(f"IN is a folder, so OUT must be another folder, got {target}")
     files = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]

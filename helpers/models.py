@@ -46,6 +46,7 @@ class Denoiser(nn.Module):
         if noisy.ndim != 4 or noisy.shape[1] != 3:
             raise ValueError(f"a denoiser takes images of shape (B, 3, H, W), got {tuple(noisy.shape)}")
         height, width = noisy.shape[-2:]
+        # pooling halves the image, and what is left over would be lost
         fits = height and width and height % self.multiple == width % self.multiple == 0
         if not fits or self.size and (height, width) != (self.size, self.size):
             rule = f"both be {self.size}" if self.size else f"be multiples of {self.multiple}"
@@ -333,4 +334,4 @@ class HybridViTUNet(UNet):
         if self.join == "concat" and key in weights and "project.0.weight" not in weights:
             kernel = weights[key]  # (8w, 4w, 3, 3), and zeros for the channels of the tokens
             weights[key] = torch.cat([kernel, kernel.new_zeros(len(kernel), self.project[-1].out_channels, 3, 3)], 1)
-        return {**own, **weights} if key in weights else weights
+        return {**own, **weights} if key in weights else weights  # what a U-Net has not stays

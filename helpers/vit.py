@@ -60,6 +60,7 @@ class ViT(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.channels = self.config.hidden_size
+        # DINO interpolates its position embeddings unasked
         self._options = {"interpolate_pos_encoding": True} if _takes(model.forward, "interpolate_pos_encoding") else {}
 
     def forward(self, images: Tensor, blocks: Sequence[int | None] | None = None) -> Tensor | list[Tensor]:
@@ -80,11 +81,11 @@ class ViT(nn.Module):
             raise ValueError(f"blocks must be in 0..{depth - 1}, got {', '.join(map(str, wrong))}")
         # only a whole number of patches fits
         size = tuple(n * p for n, p in zip(_grid(self, images.shape[-2:]), _pair(self.config.patch_size), strict=True))
-        if size != tuple(images.shape[-2:]):
+        if size != tuple(images.shape[-2:]):  # or of the network's own size, where the image is to be resized
             images = interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         output = self.model((images - self.mean) / self.std, output_hidden_states=blocks is not None, **self._options)
         if blocks is None:
-            return output.last_hidden_state
+            return output.last_hidden_state  # (B, N, C)
         # hidden_states[0] is what enters the first block, so what leaves block n is the one after
         return [output.last_hidden_state if n is None else output.hidden_states[1 + n % depth] for n in blocks]
 
@@ -100,9 +101,9 @@ class ViT(nn.Module):
         if not isinstance(freeze, bool) and not (isinstance(freeze, int) and 0 < freeze < len(blocks)):
             raise ValueError(f"freeze_vit must be True, False or a number in 1..{len(blocks) - 1}, got {freeze!r}")
         self.requires_grad_(freeze is False)
-        if not isinstance(freeze, bool):
+        if not isinstance(freeze, bool):  # embeddings and the first blocks stay frozen
             blocks[freeze:].requires_grad_(True)
-        if used is not None:
+        if used is not None:  # behind the last block that is used nothing has a say
             blocks[max(n % len(blocks) for n in used) + 1:].requires_grad_(False)
         for name, part in self.model.named_children():
             if "norm" in name:  # the final normalisation, by whatever name
@@ -136,12 +137,12 @@ def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positi
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config._attn_implementation = "sdpa"  # torch's own; a name of the Hub would fetch and run code
-        if config.model_type not in EXTRA_TOKENS:
+        if config.model_type not in EXTRA_TOKENS:  # before any weight is read
             raise ValueError(f"wanted a ViT of the kinds {', '.join(EXTRA_TOKENS)}, got {config.model_type!r}")
         kind = MODEL_MAPPING[type(config)]
         options = {"add_pooling_layer": False} if _takes(kind, "add_pooling_layer") else {}
         if seed is None:
-            weights, digest = _read_weights(folder)
+            weights, digest = _read_weights(folder)  # of the very bytes that are used
             model = _with_weights(kind, config, weights, options)
         else:
             with torch.random.fork_rng(devices=[]):  # the global generator is left alone
@@ -161,7 +162,7 @@ def vit_blocks(vit: nn.Module) -> nn.ModuleList:
     if not hasattr(vit, "config"):
         raise TypeError(f"wanted a ViT of open_vit or of transformers, got {type(vit).__name__}")
     depth = vit.config.num_hidden_layers
-    for module in vit.modules():
+    for module in vit.modules():  # the list has another name in every kind
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise ValueError(f"{type(vit).__name__} has no list of {depth} blocks, wanted a ViT of transformers 5 or later")
@@ -194,7 +195,7 @@ def patch_grid(tokens: Tensor, vit: nn.Module, size: Sequence[int] | None = None
     if tokens.ndim != 3:
         raise ValueError(f"tokens must be (B, N, C), got {tuple(tokens.shape)}")
     size = _pair(vit.config.image_size) if size is None else tuple(size)
-    height, width = _grid(vit, size)
+    height, width = _grid(vit, size)  # never guessed from the number of tokens
     if extra + height * width != tokens.shape[1]:
         raise ValueError(f"{tokens.shape[1]} tokens, {extra} of them no patches, are no grid of {height} x {width}, "
                          f"that of an image of {size[0]} x {size[1]}; wanted size=(H, W) of the image that they are of")
@@ -217,7 +218,7 @@ def leave_out(model: nn.Module, names: Sequence[str]) -> None:
     """Keep weights of a network out of its state dict, since they are in a file of their own, nor miss them there."""
     def drop(_: nn.Module, state: dict[str, Tensor], prefix: str, __: Any) -> None:
         for name in names:
-            state.pop(prefix + name, None)
+            state.pop(prefix + name, None)  # a prefix comes from a network around it, as of averaged weights
 
     def fill_in(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
         own = dict([*model.named_parameters(), *model.named_buffers()])
@@ -293,16 +294,16 @@ def _find(source: str | os.PathLike[str] | None) -> tuple[Path, str]:
     source = os.environ.get("DENOISE_VIT", "").strip() if source is None else os.fspath(source)
     folder = Path(source).expanduser() if source else data_dir() / "models" / BUILT_IN
     if (folder / "config.json").is_file():
-        return folder, folder.resolve().name
+        return folder, folder.resolve().name  # no path: it goes into cards
     ways = "a folder in Hugging Face layout or a Hub name such as WinKawaks/vit-tiny-patch16-224"
     if not source:
         raise FileNotFoundError(f"the built-in ViT is not in data/models/{BUILT_IN}: restore it from git, make it with "
                                 f"`make train ONLY=student`, or set DENOISE_VIT to {ways}")
     if folder.is_dir():
         raise FileNotFoundError(f"{source} has no config.json: wanted {ways}")
-    if source.count("/") != 1 or source[0] in "./~":
+    if source.count("/") != 1 or source[0] in "./~":  # not even the Hub has such a name
         raise FileNotFoundError(f"there is no ViT {source}: wanted {ways}")
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors, snapshot_download  # only who names a model of the Hub needs it
     try:
         return Path(snapshot_download(source, allow_patterns=FILES)), source
     except (OSError, ValueError, errors.HfHubHTTPError) as error:
@@ -319,7 +320,7 @@ def _weight_files(folder: Path) -> list[Path]:
         shards = shards.get("weight_map") if isinstance(shards, dict) else None
         if not isinstance(shards, dict) or not shards:
             raise ValueError(f"{index.name} must have a weight_map that names files, got {shards!r:.60}")
-        names = sorted(set(map(str, shards.values())))
+        names = sorted(set(map(str, shards.values())))  # a file is named once for every tensor in it
     home, files = folder.resolve(), [folder / name for name in names]
     # in the Hub's cache the files of a snapshot are links to ../../blobs
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
@@ -337,7 +338,7 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], str]:
     """Return a ViT's weights and the sha256 of the bytes that they were read from, over all files in order."""
     weights, digest = {}, hashlib.sha256()
     for path in _weight_files(folder):
-        content = path.read_bytes()
+        content = path.read_bytes()  # once, so that what is hashed is what is loaded
         digest.update(content)
         weights |= load(content)
     return weights, digest.hexdigest()
@@ -370,6 +371,7 @@ def _normalisation(folder: Path) -> tuple[list[float], list[float]]:
     if not path.is_file():
         raise ValueError("it has no preprocessor_config.json, which says how images are normalised")
     settings = json.loads(path.read_text(encoding="utf-8"))
+    # what the preprocessor makes of 1.0, our white: it is told of images in 0..255
     scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
     if not settings.get("do_normalize", True):
         return [0.0] * 3, [1 / scale] * 3
