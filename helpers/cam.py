@@ -72,7 +72,7 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
         # stages are listed from fine to coarse; the decoder goes the other way
         layers |= {f"decoder {i}": parts["decoder"][i - 1] for i in range(len(parts["decoder"]), 0, -1)}
     if not layers:
-        raise ValueError(f"{type(model).__name__} has neither ViT blocks nor encoder, bottleneck, decoder: name a module")
+        raise ValueError(f"{type(model).__name__} has neither a ViT nor encoder, bottleneck and decoder: pass a module")
     return layers
 
 
@@ -183,11 +183,9 @@ def _grid(output: Any, vit: ViT | None, size: Sequence[int]) -> Tensor:
 
 def _as_batch(image: Any) -> tuple[Tensor, bool]:
     """Return images as (B, 3, H, W) float32 within `BEYOND` of [0, 1], and whether a single one came."""
-    if isinstance(image, Tensor):
-        images, axis = image.detach(), -3  # where the colours are
-    else:
-        images = torch.from_numpy(np.array(image.convert("RGB") if isinstance(image, Image.Image) else image))
-        axis = -1
+    axis = -3 if isinstance(image, Tensor) else -1  # where the colours are
+    images = image.detach() if isinstance(image, Tensor) else torch.from_numpy(np.array(
+        image.convert("RGB") if isinstance(image, Image.Image) else image))
     if images.ndim not in (3, 4) or images.shape[axis] != 3 or 0 in images.shape:
         raise ValueError(f"an image must be torch (3, H, W) or numpy (H, W, 3), or a batch, got {tuple(images.shape)}")
     images, single = (images[None], True) if images.ndim == 3 else (images, False)
