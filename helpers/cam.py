@@ -1,4 +1,8 @@
-"""Activation maps of the ViT and of the denoisers, thresholds for them, and pictures of them.
+"""Activation maps of the ViT and of the denoisers, thresholds for them, and figures of them.
+
+    found = activation_map(model, image, "bottleneck")        # found.map: (H, W) in [0, 1], as the library shows it
+    kept = threshold_cam(found, 0.4, 1.0)                      # the strongest responses alone, stretched to 0..1
+    shown = overlay(image, kept)                               # (H, W, 3) uint8
 
 ``activation_map`` is pytorch-grad-cam on a network without classes: it picks a target, orients the maps that have no
 sign of their own (`helpers.cam_methods`), and leaves the network as it found it. Maps do not say what a network *uses*;
@@ -6,38 +10,39 @@ only taking things away does.
 """
 
 import contextlib
+import math
+import threading
 import warnings
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image
 from skimage.filters import threshold_otsu
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
 
-from helpers.cam_methods import (
-    GRADIENT_FREE,
-    METHODS,
-    Signed,
-    Target,
-    parse_target,
-    principal_map,
-    sign_rule,
-)
-from helpers.vit import patch_grid, vit_blocks
+from helpers.cam_methods import GRADIENT_FREE, METHODS, Signed, Target, centre, parse_target, principal_map, sign_rule
+from helpers.denoise import evaluating
+from helpers.vit import ViT, patch_grid, vit_blocks
+from surfaces.photos import to_uint8
 
-BATCH = 32  # pictures that go through the network at once; more are cut into such parts
+BATCH = 32  # images that go through the network at once; more are cut into such parts
+LAYERS = ("block 3", "block 5")  # of the shared map; chosen on train tiles: lab/report_cams.py
+BEYOND = 0.5  # how far outside [0, 1] an image may lie: a denoiser's output does a little, one in 0..255 does a lot
 
 
 class ActivationMap(NamedTuple):
-    """A map of one picture.
+    """A map of one image.
 
-    `map` is what pytorch-grad-cam shows: (H, W) float32 in [0, 1] at the picture's size, cut at zero and scaled **per
-    picture**, so that one threshold means different things in different pictures. `raw` is the signed map on the
-    layer's own grid, (h, w) float32, neither cut nor scaled: measure with this one. `sign` is the rule that oriented
-    it: a name from `SIGN_RULES`, "defined" for methods whose sign has a meaning, "library" where it stayed as it fell.
+    `map` is what pytorch-grad-cam shows: (H, W) float32 in [0, 1] at the image's size, cut at zero and scaled **per
+    image**, so that one threshold means different things in different images. `raw` is the signed map on the layer's
+    own grid, (h, w) float32, neither cut nor scaled: measure with this one. `sign` is the rule that oriented it: a name
+    from `SIGN_RULES`, "defined" for methods whose sign has a meaning, "library" where it stayed as it fell.
     """
 
     map: np.ndarray
@@ -47,218 +52,196 @@ class ActivationMap(NamedTuple):
     method: str
 
 
-def layers_of(model):
-    """The layers whose maps are of interest, in the order in which a picture passes them.
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers whose maps are of interest by their names, in the order in which an image passes them.
 
-    Args:
-        model: a ViT, a U-Net or a hybrid of both.
-
-    Returns:
-        dict from name to module: "block 0", "block 1", ... for the ViT's blocks (counted like ``vit_blocks(vit)[0]``),
-        then "encoder 1", ..., "bottleneck", ..., "decoder 1" for the U-Net's; decoder n has the size of encoder n.
-
-    Raises:
-        ValueError: the model has neither; pass a module of it as `layer` instead.
+    These are "block 0", "block 1", ... of a ViT of `open_vit`, then "encoder 1", ..., "bottleneck", ..., "decoder 1" of
+    a network that has `encoder`, `bottleneck` and `decoder`; decoder n has the size of encoder n. A hybrid has both; a
+    model with neither raises ValueError.
 
     >>> from helpers.models import UNet
     >>> list(layers_of(UNet(4, stages=2)))
     ['encoder 1', 'encoder 2', 'bottleneck', 'decoder 2', 'decoder 1']
     """
-    layers = {}
-    if (vit := _vit_of(model)) is not None:
+    layers, parts = {}, dict(model.named_children())
+    if (vit := _vit_of(model)) is not None:  # it sees the image before anything is joined
         layers |= {f"block {i}": block for i, block in enumerate(vit_blocks(vit))}
-    unet = getattr(model, "unet", model)
-    if all(isinstance(getattr(unet, part, None), nn.Module) for part in ("encoder", "bottleneck", "decoder")):
-        layers |= {f"encoder {i}": stage for i, stage in enumerate(unet.encoder, 1)} | {"bottleneck": unet.bottleneck}
-        layers |= {f"decoder {i}": unet.decoder[i - 1] for i in range(len(unet.decoder), 0, -1)}
+    if parts.keys() >= {"encoder", "bottleneck", "decoder"}:
+        layers |= {f"encoder {i}": stage for i, stage in enumerate(parts["encoder"], 1)}
+        layers["bottleneck"] = parts["bottleneck"]
+        # stages are listed from fine to coarse; the decoder goes the other way
+        layers |= {f"decoder {i}": parts["decoder"][i - 1] for i in range(len(parts["decoder"]), 0, -1)}
     if not layers:
-        raise ValueError(f"{type(model).__name__} has neither ViT blocks nor encoder, bottleneck and decoder: pass a "
-                         "module of it as the layer")
+        raise ValueError(f"{type(model).__name__} has neither a ViT nor encoder, bottleneck and decoder: pass a module")
     return layers
 
 
-def activation_map(model, image, layer, method="EigenCAM", target="mean", sign="auto"):
-    """Map what a layer of a network responds to, through pytorch-grad-cam.
-
-    Args:
-        model: a ViT of `open_vit`, a U-Net or a hybrid, in any mode, on any device; left as it was, whatever happens.
-        image: torch (3, H, W) or (B, 3, H, W), or numpy (H, W, 3) or (B, H, W, 3), in [0, 1].
-        layer: a name from `layers_of(model)`, or a module of the model that gives (B, C, h, w) or the ViT's tokens.
-        method: a name from `METHODS`, the library's classes; "TokenNorm" and "CentredTokenNorm", without any
-            decomposition, are the null methods.
-        target: what the gradient is taken of: a name from `TARGETS`, a region (H, W) bool (its mean), or a tuple
-            (name, region). Methods in `GRADIENT_FREE` use no gradient: there the target has no effect, and any but
-            the default gives a UserWarning that says so.
-        sign: for methods that decompose: "auto", a name from `SIGN_RULES`, or "library" for the library's own
-            computation with the sign as it falls (grids up to 64 x 64). Others have a sign that means something.
-
-    Returns:
-        An `ActivationMap`; a list of them, one per picture, for a batch.
-
-    Raises:
-        ValueError: what was asked for does not exist or makes no sense (no gradient reaches the layer, the layer gives
-            no grid, ...); the message says which and why.
-
-    >>> from helpers.models import UNet
-    >>> activation_map(UNet(4), np.zeros((16, 24, 3), np.float32), "encoder 2").raw.shape
-    (8, 12)
-    """
-    pictures, single = _as_batch(image)
-    if bad := int((~pictures.isfinite()).sum()):
-        raise ValueError(f"the picture has {bad} NaN or infinite values, so its map is not finite; wanted [0, 1]")
-    name, module = find_layer(model, layer)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if sign != "library":
-        sign_rule(sign)
-    target, region = parse_target(target, pictures.shape[-2:])
-    if method in GRADIENT_FREE and (target, region) != ("mean", None):
-        warnings.warn(f"{method} uses no gradient: the target has no effect on its map", UserWarning, stacklevel=2)
-    maps = []
-    for part in pictures.split(BATCH):
-        targets = [Target(target, picture, region) for picture in part]
-        cam, raw, rule = _library_maps(model, module, METHODS[method], part, targets, sign)
-        maps += [ActivationMap(*pair, rule, name, method) for pair in zip(cam, raw, strict=True)]
-    return maps[0] if single else maps
+def _vit_of(model: nn.Module) -> ViT | None:
+    return next((part for part in model.modules() if isinstance(part, ViT)), None)
 
 
-def _library_maps(model, module, method, pictures, targets, sign):
-    """Run one method of the library; return its maps (B, H, W), the raw ones (B, h, w) and the sign rule's name."""
-    options = {"sign": sign} if issubclass(method, Signed) else {}
-    with _as_it_was(model), torch.inference_mode(False):
-        wrapped = _Output(model)
-        cam = method(wrapped, [module], lambda output: _grid(model, output), **options)
-        cam.compute_input_gradient = cam.uses_gradients  # frozen weights alone would let no gradient through
-        try:
-            with torch.set_grad_enabled(cam.uses_gradients):
-                result = cam(pictures.detach().clone(), targets)
-        finally:
-            cam.activations_and_grads.release()
-            cam.outputs = None  # holds the graph
-    if not np.isfinite(cam.raw).all():
-        raise ValueError("the map has values that are not finite: so have the picture, the weights or the gradients")
-    return result, cam.raw, cam.sign
-
-
-class _Output(nn.Module):
-    """A model as the library wants it: one tensor out, and nothing done to the gradients that its owner may hold."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pictures):
-        return _grid(self.model, self.model(pictures))
-
-    def zero_grad(self, set_to_none=True):
-        """Do nothing: no gradient of a weight is computed, and those that are there are not ours."""
-
-
-@contextlib.contextmanager
-def _as_it_was(model):
-    """Freeze the weights for the time of a map; put back which were trained and which modules were in training mode."""
-    training = [(module, module.training) for module in model.modules()]
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in trained:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, mode in training:
-            module.training = mode
-        for weight in trained:
-            weight.requires_grad_(True)
-
-
-def _vit_of(model):
-    """The ViT that a model is or holds, or None: the outermost part with a configuration that has patches."""
-    return next((part for part in model.modules() if hasattr(getattr(part, "config", None), "patch_size")), None)
-
-
-def _grid(model, output):
-    """Bring what a layer gives to (B, C, h, w): feature maps as they are, a ViT's tokens without the extra ones."""
-    output = getattr(output, "last_hidden_state", output)
-    output = output[0] if isinstance(output, tuple) else output
-    if output.ndim == 4:
-        return output.clone()  # a ReLU in place must not change what was saved
-    if output.ndim == 3 and (vit := _vit_of(model)) is not None:
-        return patch_grid(output, vit)
-    raise ValueError("a map needs a layer that gives (B, C, h, w) or a ViT's tokens (B, N, C), got "
-                     f"{tuple(output.shape)}")
-
-
-def find_layer(model, layer):
+def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
+    """Return name and module of a layer, a name from `layers_of(model)` or a module of the model, else ValueError."""
     if isinstance(layer, nn.Module):
-        names = {id(module): name for name, module in model.named_modules()}
-        if id(layer) not in names:
+        names = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
+        if id(layer) not in names:  # the image would not pass it
             raise ValueError(f"the layer, a {type(layer).__name__}, is no part of the {type(model).__name__}")
-        known = {} if names[id(layer)] == "" else {id(m): n for n, m in _layers_or_none(model).items()}
-        return known.get(id(layer), names[id(layer)] or type(model).__name__), layer
+        with contextlib.suppress(ValueError):  # where it has a name in `layers_of`, it goes by that
+            names |= {id(module): name for name, module in layers_of(model).items()}
+        return names[id(layer)], layer
     layers = layers_of(model)
     if layer not in layers:
         raise ValueError(f"layer must be one of {', '.join(layers)}, or a module, got {layer!r}")
     return layer, layers[layer]
 
 
-def _layers_or_none(model):
-    try:
-        return layers_of(model)
-    except ValueError:
-        return {}
+def activation_map(model: nn.Module, image: Any, layer: str | nn.Module, method: str = "EigenCAM",
+                   target: Any = "mean", sign: str = "auto") -> ActivationMap | list[ActivationMap]:
+    """Map what a layer of a network responds to: an `ActivationMap`, or a list of them, one per image, for a batch.
+
+    Args:
+        model: a ViT of `open_vit`, a U-Net or a hybrid, in any mode, on any device; left as it was, whatever happens.
+            No other thread may use it meanwhile: the library listens at the layer.
+        image: torch (3, H, W) or (B, 3, H, W), or numpy (H, W, 3) or (B, H, W, 3), in [0, 1], where a denoiser's output
+            may lie up to `BEYOND` outside; or uint8, or a PIL image, which are brought to [0, 1].
+        layer: a name from `layers_of(model)`, or a module of the model that gives (B, C, h, w) or the ViT's tokens.
+        method: a name from `METHODS`; "TokenNorm" and "CentredTokenNorm" decompose nothing, they are the null methods.
+        target: what the gradient is taken of: a name from `TARGETS`, a region (H, W) bool (its mean), or a tuple
+            (name, region). Methods in `GRADIENT_FREE` use no gradient: any target but the default is warned of.
+        sign: for methods that decompose: "auto", a name from `SIGN_RULES`, or "library" for the library's own
+            computation with the sign as it falls (grids up to 64 x 64). Others have a sign that means something.
+
+    Raises:
+        TypeError, ValueError: an image of another kind; what does not exist or makes no sense; says which and why.
+
+    >>> from helpers.models import UNet
+    >>> activation_map(UNet(4), np.zeros((16, 24, 3), np.float32), "encoder 2").raw.shape
+    (8, 12)
+    """
+    images, single = _as_batch(image)  # (B, 3, H, W)
+    name, module = find_layer(model, layer)
+    # what cannot be is refused before anything is computed
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if sign != "library":  # which needs no rule
+        sign_rule(sign)
+    target, region = parse_target(target, images.shape[-2:])
+    if method in GRADIENT_FREE and (target, region) != ("mean", None):
+        warnings.warn(f"{method} uses no gradient: the target has no effect on its map", UserWarning, stacklevel=2)
+    maps = []
+    for part in images.split(BATCH):  # so that memory does not grow with the batch
+        targets = [Target(target, one, region) for one in part]  # "residual" is of each image's own
+        shown, raw, rule = _library_maps(model, module, METHODS[method], part, targets, sign)  # (B, H, W), (B, h, w)
+        maps += [ActivationMap(*pair, rule, name, method) for pair in zip(shown, raw, strict=True)]
+    return maps[0] if single else maps
 
 
-def _as_batch(image):
-    """Return pictures as (B, 3, H, W) float32 and whether a single one came."""
-    if isinstance(image, torch.Tensor):
-        pictures, layout = image.detach(), "torch (3, H, W) or (B, 3, H, W)"
-    else:
-        pictures, layout = torch.from_numpy(np.array(image, np.float32)), "numpy (H, W, 3) or (B, H, W, 3)"
-        pictures = pictures.movedim(-1, -3) if pictures.ndim in (3, 4) else pictures
-    single = pictures.ndim == 3
-    pictures = pictures[None] if single else pictures
-    if pictures.ndim != 4 or pictures.shape[1] != 3 or 0 in pictures.shape:
-        raise ValueError(f"pictures must be {layout}, got {tuple(image.shape)}")
-    return pictures.float(), single
+def _library_maps(model: nn.Module, layer: nn.Module, method: type, images: Tensor, targets: list[Target],
+                  sign: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Run one method of the library; return its maps (B, H, W), the raw ones (B, h, w) and the sign rule's name."""
+    options = {"sign": sign} if issubclass(method, Signed) else {}
+    vit, size = _vit_of(model), images.shape[-2:]
+    # frozen, so that no gradient of a weight is computed; gradients of activations pass through all the same
+    with evaluating(model, freeze=True), torch.inference_mode(False):
+        cam = method(_Output(model), [layer], lambda output: _grid(output, vit, size), **options)
+        cam.compute_input_gradient = cam.uses_gradients  # frozen weights alone would let no gradient through
+        try:
+            with torch.set_grad_enabled(cam.uses_gradients):  # a caller's mode must not matter
+                shown = cam(images.detach().clone(), targets)  # (B, H, W), cut at zero and scaled
+        finally:
+            cam.activations_and_grads.release()  # its hooks
+            cam.outputs = None  # holds the graph
+    if not np.isfinite(cam.raw).all():
+        raise ValueError("the map has values that are not finite: so have the image, the weights or the gradients")
+    return shown, cam.raw, cam.sign
+
+
+class _Output(nn.Module):
+    """A model as the library wants it: one tensor out, and nothing done to the gradients that its owner may hold."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _grid(self.model(images), _vit_of(self.model), images.shape[-2:])
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Do nothing: no gradient of a weight is computed, and those that are there are not ours."""
+
+
+def _grid(output: Any, vit: ViT | None, size: Sequence[int]) -> Tensor:
+    """Bring what a layer gives for images of `size` to (B, C, h, w); a ViT's tokens lose the extra ones."""
+    if isinstance(output, (dict, tuple)):  # as parts of transformers answer
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    if output.ndim == 4:
+        return output.clone()  # a ReLU in place must not change what was saved
+    if output.ndim == 3 and vit is not None:
+        return patch_grid(output, vit, size)  # by the image's size: tokens do not tell their grid
+    raise ValueError(f"a map needs a layer that gives (B, C, h, w) or a ViT's (B, N, C), got {tuple(output.shape)}")
+
+
+def _as_batch(image: Any) -> tuple[Tensor, bool]:
+    """Return images as (B, 3, H, W) float32 within `BEYOND` of [0, 1], and whether a single one came."""
+    axis = -3 if isinstance(image, Tensor) else -1  # where the colours are
+    images = image.detach() if isinstance(image, Tensor) else torch.from_numpy(np.array(
+        image.convert("RGB") if isinstance(image, Image.Image) else image))
+    if images.ndim not in (3, 4) or images.shape[axis] != 3 or 0 in images.shape:
+        raise ValueError(f"an image must be torch (3, H, W) or numpy (H, W, 3), or a batch, got {tuple(images.shape)}")
+    images, single = (images[None], True) if images.ndim == 3 else (images, False)
+    images = images.movedim(axis, 1)  # (B, 3, H, W)
+    if images.dtype == torch.uint8:  # the one other kind that says where its white is
+        return images / 255, single
+    if not images.is_floating_point():
+        raise TypeError(f"an image must be floating point in [0, 1] or uint8, got {images.dtype}")
+    if bad := int((~images.isfinite()).sum()):
+        raise ValueError(f"the image has {bad} values that are not finite, NaN or infinite; wanted [0, 1]")
+    low, high = images.aminmax()
+    if low < -BEYOND or high > 1 + BEYOND:
+        raise ValueError(f"an image must lie in [0, 1], a denoiser's output up to {BEYOND} outside, got {low:.3g} to "
+                         f"{high:.3g}; values of 0 to 255 must be uint8, or divided by 255")
+    return images.float(), single
 
 
 @torch.no_grad()
-def layer_features(model, pictures, layers=None):
-    """What layers of a network give for pictures, in one pass and without gradients.
+def layer_features(model: nn.Module, images: Tensor,
+                   layers: Sequence[str | nn.Module] | None = None) -> dict[str, Tensor]:
+    """Return what layers of a network give for images (B, 3, H, W), in one pass and without gradients.
 
-    Args:
-        model: as in `activation_map`.
-        pictures: (B, 3, H, W) in [0, 1], on the model's device.
-        layers: names from `layers_of(model)` or modules; default all of `layers_of(model)`.
-
-    Returns:
-        dict from the layer's name to (B, C, h, w) float32: feature maps as they are, tokens as the grid of patches.
+    The result is a dict from the layer's name to (B, C, h, w) float32: feature maps as they are, tokens as the grid of
+    patches. `layers` are names from `layers_of(model)` or modules; default all of `layers_of(model)`.
 
     >>> from helpers.models import UNet
     >>> layer_features(UNet(4), torch.rand(2, 3, 16, 24), ["bottleneck"])["bottleneck"].shape
     torch.Size([2, 32, 2, 3])
     """
     named = dict(find_layer(model, layer) for layer in (layers_of(model) if layers is None else layers))
-    found, handles = {}, []
+    vit, found, handles, here = _vit_of(model), {}, [], threading.get_ident()
     try:
         for name, module in named.items():
-            handles.append(module.register_forward_hook(
-                lambda *call, name=name: found.update({name: _grid(model, call[-1]).float()})))
-        model(pictures)
+            def listen(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+                if threading.get_ident() == here:  # images of another thread may pass meanwhile
+                    found[name] = _grid(output, vit, images.shape[-2:]).float()
+            handles.append(module.register_forward_hook(listen))
+        model(images)  # one pass for all layers
     finally:
         for handle in handles:
             handle.remove()
-    return {name: found[name] for name in named}
+    return {name: found[name] for name in named}  # in the order asked for, not that in which they were passed
 
 
-def _as_map(cam):
-    cam = np.asarray(getattr(cam, "map", cam), np.float32)
-    if cam.ndim != 2 or cam.size == 0 or not np.isfinite(cam).all():
-        raise ValueError(f"a map must be (H, W), finite and not empty, got {cam.shape}"
-                         + (" with values that are not finite" if cam.size and cam.ndim == 2 else ""))
+def _as_map(cam: Any) -> np.ndarray:
+    """Return an `ActivationMap`'s map, or (H, W) as it is, as float32; raise ValueError for what is no map."""
+    cam = np.asarray(cam.map if isinstance(cam, ActivationMap) else cam, np.float32)
+    if cam.ndim != 2 or cam.size == 0:
+        raise ValueError(f"a map must be (H, W) and not empty, got {cam.shape}")
+    if not np.isfinite(cam).all():  # a band would keep NaN or not by chance
+        raise ValueError("a map must be finite, got one with values that are not finite")
     return cam
 
 
-def threshold_cam(cam, lower=0.4, upper=0.9, rescale=True, by="value"):
+def threshold_cam(cam: ActivationMap | np.ndarray, lower: float = 0.4, upper: float = 0.9, rescale: bool = True,
+                  by: str = "value") -> np.ndarray:
     """Keep what lies inside a band of a map, set the rest to 0, stretch what was kept to 0..1.
 
     Args:
@@ -266,17 +249,12 @@ def threshold_cam(cam, lower=0.4, upper=0.9, rescale=True, by="value"):
         lower, upper: the band, both ends included, 0 <= lower <= upper <= 1. A 0 in the map is kept only if lower is 0.
         rescale: stretch the kept values from 0 (the smallest kept) to 1 (the largest); False leaves them as they are.
         by: "value": the band is of the map's values; "quantile": of its quantiles (0.9 to 1: the highest tenth), which
-            can be compared between pictures where values cannot; "otsu": all above Otsu's threshold, `lower` and
-            `upper` unused.
+            can be compared between images where values cannot; "otsu": all above Otsu's threshold (scikit-image's),
+            `lower` and `upper` unused. Anything else, as a map that is none, raises ValueError.
 
     Returns:
-        (H, W) float32. An empty band gives zeros everywhere. A constant one (all kept values equal) cannot be
-        stretched: the kept values become 1. A constant map has no Otsu threshold: zeros.
-
-    Raises:
-        ValueError: no such band or `by`; a map that is not (H, W) or has values that are not finite.
-
-    Source of Otsu's threshold: scikit-image.
+        (H, W) float32. An empty band gives zeros everywhere. Kept values that are all equal cannot be stretched: they
+        become 1. A constant map has no Otsu threshold: zeros.
 
     >>> threshold_cam(np.array([[0.2, 0.4, 0.65, 0.9, 1.0]])).round(3).tolist()
     [[0.0, 0.0, 0.5, 1.0, 0.0]]
@@ -284,145 +262,113 @@ def threshold_cam(cam, lower=0.4, upper=0.9, rescale=True, by="value"):
     return keep(cam, in_band(cam, lower, upper, by), rescale)
 
 
-def in_band(cam, lower=0.4, upper=0.9, by="value"):
+def in_band(cam: ActivationMap | np.ndarray, lower: float = 0.4, upper: float = 0.9, by: str = "value") -> np.ndarray:
     """Where a map (H, W) lies inside a band, (H, W) bool: the first half of `threshold_cam`, same arguments."""
     cam = _as_map(cam)
     if not 0 <= lower <= upper <= 1:
         raise ValueError(f"thresholds must be 0 <= lower <= upper <= 1, got {lower} and {upper}")
+    if by not in ("value", "quantile", "otsu"):
+        raise ValueError(f'by must be "value", "quantile" or "otsu", got {by!r}')
     if by == "otsu":
         fine = cam.astype(np.float64)  # in float32 the bins of a map of hardly any contrast would fall together
         return fine > threshold_otsu(fine) if cam.min() < cam.max() else np.zeros(cam.shape, bool)
-    if by not in ("value", "quantile"):
-        raise ValueError(f'by must be "value", "quantile" or "otsu", got {by!r}')
     low, high = np.float32((lower, upper)) if by == "value" else np.quantile(cam, (lower, upper))
+    # the library's cut makes most of a map 0; a quantile of 0 would keep all of that
     return (cam >= low) & (cam <= high) & ((cam != 0) | (lower == 0))
 
 
-def keep(cam, kept, rescale=True):
+def keep(cam: ActivationMap | np.ndarray, kept: np.ndarray, rescale: bool = True) -> np.ndarray:
     """A map (H, W) with zeros where `kept` (H, W) bool is False, the rest stretched: `threshold_cam`'s second half."""
     cam = _as_map(cam)
     result = np.where(kept, cam, np.float32(0))
     if rescale and kept.any():
         values = cam[kept]
         low, high = values.min(), values.max()
-        result[kept] = (values - low) / (high - low) if low < high else 1
+        result[kept] = (values - low) / (high - low) if low < high else 1  # one value cannot be stretched
     return result
 
 
-@lru_cache
-def _colours(cmap):
-    return np.float32(colormaps[cmap](np.arange(256))[:, :3] * 255)  # (256, 3)
+def _bytes(image: Any) -> np.ndarray:
+    """Return one image, as `activation_map` takes it, as (H, W, 3) uint8."""
+    images, single = _as_batch(image)
+    if not single:
+        raise ValueError(f"wanted one image, got a batch of {len(images)}")
+    return to_uint8(images[0].movedim(0, -1).cpu().numpy())  # (H, W, 3)
 
 
-def overlay(image, cam, alpha=0.5, cmap="inferno"):
-    """Lay a (thresholded) map over a picture where it is above 0.
+def overlay(image: Any, cam: ActivationMap | np.ndarray, alpha: float = 0.5, cmap: str = "inferno") -> np.ndarray:
+    """Lay a (thresholded) map over an image where it is above 0: (H, W, 3) uint8, the image's own values where it is 0.
 
     Args:
-        image: numpy (H, W, 3) or torch (3, H, W), in [0, 1]; values outside, which a denoiser's output can have, are
-            clipped like on a screen, so the brightness of the others does not change. uint8 counts as 0..255.
-        cam: (H, W) in [0, 1], or an `ActivationMap`.
+        image: as in `activation_map`, one; values outside [0, 1] are clipped like on a screen.
+        cam: (H, W) in [0, 1], or an `ActivationMap`, of the image's size; else ValueError.
         alpha: opacity of the map, 0 to 1.
         cmap: a matplotlib colour map's name.
-
-    Returns:
-        (H, W, 3) uint8. Where the map is 0 these are the picture's own values.
-
-    Raises:
-        ValueError: shapes that do not fit, an opacity outside [0, 1], an unknown colour map.
 
     >>> overlay(np.full((1, 2, 3), 1.2), np.array([[0.0, 1.0]]), alpha=1).tolist()
     [[[255, 255, 255], [252, 255, 164]]]
     """
-    cam, picture = np.clip(_as_map(cam), 0, 1), _as_uint8(image)
-    if picture.shape != (*cam.shape, 3):
-        raise ValueError(f"picture and map must have one size, got {picture.shape} and {cam.shape}")
+    cam, shown = np.clip(_as_map(cam), 0, 1), _bytes(image)
+    if shown.shape != (*cam.shape, 3):
+        raise ValueError(f"image and map must have one size, got {shown.shape} and {cam.shape}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     if cmap not in colormaps:
         raise ValueError(f"cmap must be the name of a matplotlib colour map, got {cmap!r}")
-    seen = cam > 0
-    colours = _colours(cmap)[np.uint8(cam[seen] * 255 + 0.5)]
-    picture[seen] = np.uint8((1 - alpha) * picture[seen] + alpha * colours + 0.5)
-    return picture
+    seen = cam > 0  # elsewhere the image stays as it is
+    colours = np.float32(colormaps[cmap](to_uint8(cam[seen]))[:, :3] * 255)  # (pixels, 3)
+    shown[seen] = np.uint8((1 - alpha) * shown[seen] + alpha * colours + 0.5)  # both in 0..255
+    return shown
 
 
-def _as_uint8(image):
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu().movedim(-3, -1).numpy()
-    image = np.array(image)
-    if image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"a picture must be numpy (H, W, 3) or torch (3, H, W), got {image.shape}")
-    return image if image.dtype == np.uint8 else np.uint8(np.clip(np.nan_to_num(image), 0, 1) * 255 + 0.5)
+def show_cam(image: Any, cam: ActivationMap | np.ndarray, mask: np.ndarray | None = None, lower: float = 0.4,
+             upper: float = 0.9, by: str = "value", alpha: float = 0.5, cmap: str = "inferno") -> Figure:
+    """Draw image, map with its colour bar, and the thresholded map over the image; return the matplotlib figure.
 
-
-def show_cam(image, cam, mask=None, lower=0.4, upper=0.9, by="value", alpha=0.5, cmap="inferno"):
-    """Draw picture, map with its colour bar, and the thresholded map over the picture, with the crack's outline.
-
-    Args:
-        image: as in `overlay`.
-        cam: an `ActivationMap`, or (H, W) in [0, 1].
-        mask: (H, W) bool or None: the crack, outlined over map and overlay.
-        lower, upper, by: as in `threshold_cam`. alpha, cmap: as in `overlay`.
-
-    Returns:
-        The matplotlib figure.
+    `lower`, `upper` and `by` are those of `threshold_cam`, the others those of `overlay`; the outline of `mask`, the
+    crack, (H, W) bool, is drawn over map and overlay.
     """
     values = _as_map(cam)
     band = "Otsu" if by == "otsu" else f"{by} {lower:.2f} to {upper:.2f}"
-    name = f"{cam.method}, {cam.layer}" if hasattr(cam, "method") else "map"
+    name = f"{cam.method}, {cam.layer}" if isinstance(cam, ActivationMap) else "map"
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.2), layout="constrained")
-    axes[0].imshow(_as_uint8(image))
+    axes[0].imshow(_bytes(image))
     bar = figure.colorbar(axes[1].imshow(values, cmap=cmap, vmin=0, vmax=1), ax=axes[1], fraction=0.046)
-    bar.set_label("scaled per picture")
+    bar.set_label("scaled per image")
     axes[2].imshow(overlay(image, threshold_cam(values, lower, upper, by=by), alpha, cmap))
-    for axis, title in zip(axes, ("picture", name, f"kept: {band}"), strict=True):
+    for axis, title in zip(axes, ("image", name, f"kept: {band}"), strict=True):
         axis.set_title(title, fontsize=9)
         axis.axis("off")
-        if mask is not None and np.any(mask) and axis is not axes[0]:
+        if mask is not None and np.any(mask) and axis is not axes[0]:  # the image is shown as it is
             axis.contour(np.asarray(mask, float), levels=[0.5], colors="cyan", linewidths=0.8)
     return figure
-LAYERS = ("block 3", "block 5")  # chosen on train tiles: lab/report_cams.py
 
 
-def _centred(features):
-    return features - features.mean((-2, -1), keepdim=True)
-
-
-def shared_direction(features, sign="auto"):
-    """The mean over pictures of the oriented first components of their features.
-
-    Args:
-        features: (N, C, h, w), of N pictures at one layer.
-        sign: the rule that orients each picture's component, "auto" or a name from `helpers.cam_methods.SIGN_RULES`.
-
-    Returns:
-        (C,) float32 of unit length.
+def shared_direction(features: Tensor, sign: str = "auto") -> Tensor:
+    """Return the mean over images of the oriented first components of their features (N, C, h, w): (C,), length 1.
 
     >>> features = torch.zeros(1, 3, 4, 4)
     >>> features[0, 1, 2, 2] = 5
     >>> shared_direction(features).tolist()
     [0.0, 1.0, 0.0]
     """
-    votes = (principal_map(features, sign)[:, None] * _centred(features)).sum((-2, -1))  # (N, C)
-    return torch.nn.functional.normalize(torch.nn.functional.normalize(votes, dim=1).mean(0), dim=0)
+    # an image's component is, up to its length, the sum of its feature vectors weighted by the map
+    votes = (principal_map(features, sign)[:, None] * centre(features)).sum((-2, -1))  # (N, C)
+    return normalize(normalize(votes, dim=1).mean(0), dim=0)  # every image has one vote, a loud one too
 
 
-def along(features, direction):
-    """Projection of features (N, C, h, w), centred per picture, on a direction (C,): (N, h, w)."""
-    return torch.einsum("nchw,c->nhw", _centred(features), direction.to(features))
+def along(features: Tensor, direction: Tensor) -> Tensor:
+    """Projection of features (N, C, h, w), centred per image, on a direction (C,): (N, h, w)."""
+    return torch.einsum("nchw,c->nhw", centre(features), direction.to(features))
 
 
-def standardised(maps):
+def standardised(maps: Tensor) -> Tensor:
     """Maps (N, h, w), each with mean 0 and standard deviation 1 (all 0 where it is constant)."""
-    return _centred(maps) / maps.std((-2, -1), correction=0, keepdim=True).clamp_min(1e-9)
+    return centre(maps) / maps.std((-2, -1), correction=0, keepdim=True).clamp_min(1e-9)
 
 
 class SharedMap:
-    """The mean of several layers' maps, each along that layer's shared direction.
-
-    Args:
-        model: a ViT, a U-Net or a hybrid.
-        directions: dict from a layer's name to its direction (C,); see `fit`.
+    """The mean of several layers' maps of a model, each along that layer's shared direction (C,) in `directions`.
 
     >>> from helpers.models import UNet
     >>> shared = SharedMap.fit(UNet(4), torch.rand(5, 3, 32, 32), ["encoder 3", "bottleneck"])
@@ -430,24 +376,24 @@ class SharedMap:
     torch.Size([2, 8, 12])
     """
 
-    def __init__(self, model, directions):
+    def __init__(self, model: nn.Module, directions: dict[str, Tensor]) -> None:
         self.model, self.directions = model, directions
 
     @classmethod
-    def fit(cls, model, pictures, layers=LAYERS, sign="auto", batch=16):
-        """Find the directions on `pictures` (N, 3, H, W) in [0, 1], without any mask; a few dozen will do."""
-        parts = [layer_features(model, part, layers) for part in pictures.split(batch)]
+    def fit(cls, model: nn.Module, images: Tensor, layers: Sequence[str] = LAYERS, sign: str = "auto",
+            batch: int = 16) -> Self:
+        """Find the directions on `images` (N, 3, H, W) in [0, 1], without any mask; a few dozen will do."""
+        parts = [layer_features(model, part, layers) for part in images.split(batch)]
         return cls(model, {name: shared_direction(torch.cat([part[name] for part in parts]), sign)
                            for name in parts[0]})
 
-    def __call__(self, pictures):
-        """Return maps (N, h, w) of pictures (N, 3, H, W), signed, on the finest of the layers' grids."""
-        return self.of(layer_features(self.model, pictures, list(self.directions)))
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return maps (N, h, w) of images (N, 3, H, W), signed, on the finest of the layers' grids."""
+        return self.of(layer_features(self.model, images, list(self.directions)))
 
-    def of(self, features):
+    def of(self, features: dict[str, Tensor]) -> Tensor:
         """Return maps (N, h, w) from what `layer_features` gave."""
         maps = [standardised(along(features[name], direction)) for name, direction in self.directions.items()]
-        size = max((map.shape[-2:] for map in maps), key=lambda size: size[0] * size[1])
-        maps = [map if map.shape[-2:] == size else torch.nn.functional.interpolate(
-            map[None], size, mode="bilinear", align_corners=False)[0] for map in maps]
-        return torch.stack(maps).mean(0)
+        finest = max((map.shape[-2:] for map in maps), key=math.prod)  # a U-Net's layers have several grids
+        return torch.stack([map if map.shape[-2:] == finest else interpolate(
+            map[None], finest, mode="bilinear", align_corners=False)[0] for map in maps]).mean(0)

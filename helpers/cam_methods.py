@@ -1,12 +1,17 @@
 """The methods of pytorch-grad-cam at any layer size, with a sign, keeping the library's interface.
 
-Every class is used as the library's of the same name: ``Method(model, target_layers, reshape_transform)(pictures,
-targets)``. Each also leaves ``raw``, the signed map (B, h, w) on the layer's own grid, before it is cut at zero and
-scaled. What the library decomposes with a full singular value decomposition (time and memory grow with the square of
-the number of positions) is decomposed here by way of a C x C matrix (`helpers.cam_methods`).
+    cam = EigenCAM(model, [layer], reshape_transform)      # as the library's class of the same name
+    shown = cam(images, targets)                           # (B, H, W) in [0, 1], cut at zero and scaled
+    cam.raw                                                # (B, h, w), signed, on the layer's own grid
+
+The library's singular value decomposition takes time and memory that grow with the square of the number of positions,
+and leaves the sign to chance; here a C x C matrix does, and a rule decides.
 
 Source: Gildenblat and contributors, pytorch-grad-cam (https://github.com/jacobgil/pytorch-grad-cam), 1.5.7.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytorch_grad_cam as library
@@ -15,129 +20,161 @@ from pytorch_grad_cam.base_cam import BaseCAM
 from scipy.linalg import eigh
 from sklearn.decomposition import KernelPCA
 from sklearn.metrics.pairwise import pairwise_kernels
-from torch.nn import functional as F
-from torch.nn.functional import adaptive_avg_pool2d
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+
+LIBRARY_POSITIONS = 64 * 64  # sign="library" runs the library's own decomposition, up to so many positions
+
+TARGETS = {  # what is asked of a network that has no classes
+    "mean": "the mean of the output: what adds to the average activation (of a denoiser: to brightness)",
+    "norm": "the Euclidean length of the output: what makes the features (or the image) strong",
+    "residual": "the Euclidean length of image minus output: what the denoiser takes away",
+}
 
 
-def _centred(map):
-    return map - map.mean((-2, -1), keepdim=True)
+class Target:
+    """A number per image for the library to differentiate: ``target(output)`` with the output (C, h, w).
 
-
-def token_norm(features, centred=True):
-    """The length of the feature vector at every position of features (B, C, h, w): (B, h, w), never negative.
-
-    Centred (the default) means the distance from the picture's mean feature vector: how unusual a position is.
+    `name` is a key of `TARGETS`, `image` (3, H, W) the network's input. Of a `region`, (H, W) of 0 and 1, only this
+    part of the output counts. Raises ValueError for a target that this network cannot have.
     """
-    return (_centred(features) if centred else features).norm(dim=1)
+
+    def __init__(self, name: str, image: Tensor, region: Tensor | None = None) -> None:
+        self.name, self.image, self.region = name, image, region
+
+    def __call__(self, output: Tensor) -> Tensor:
+        image = self.image.to(output)  # its device and precision
+        if self.name == "residual" and output.shape != image.shape:
+            raise ValueError('target "residual" is image minus output and needs a denoiser: this network answers '
+                             f"{tuple(image.shape)} with {tuple(output.shape)}")
+        weight = torch.ones_like(output[:1])  # (1, h, w)
+        if self.region is not None:  # brought to the output's grid: a ViT answers with 14 x 14 tokens
+            weight = adaptive_avg_pool2d(self.region.to(output)[None], output.shape[-2:])
+        if self.name == "mean":
+            return (weight * output).sum() / (weight.sum() * len(output))
+        return torch.linalg.vector_norm(weight.sqrt() * (output if self.name == "norm" else image - output))
 
 
-def _largest(map, features):
-    """The entry of largest absolute value is positive (scikit-learn's KernelPCA, SegEigenCAM)."""
-    flat = map.flatten(1)
+def parse_target(target: Any, size: Sequence[int]) -> tuple[str, Tensor | None]:
+    """Read a target: a name, a region (H, W) bool (its mean), or (name, region); return name and region or None.
+
+    Raises ValueError for a name that is none, and a region that is empty or of another `size` (H, W) than the images.
+    """
+    # a region alone is one of the mean
+    name, region = target if isinstance(target, tuple) and len(target) == 2 else (
+        (target, None) if isinstance(target, str) else ("mean", target))
+    if name not in TARGETS:
+        raise ValueError(f"target must be {', '.join(TARGETS)}, a region (H, W) bool or (name, region), got {target!r}")
+    if region is None:
+        return name, None
+    region = torch.as_tensor(region)
+    if region.dtype != torch.bool or tuple(region.shape) != tuple(size) or not region.any():
+        raise ValueError(f"a region must be bool {tuple(size)} with at least one pixel, got {region.dtype} "
+                         f"{tuple(region.shape)} with {int(region.sum())}")
+    return name, region.float()
+
+
+def centre(maps: Tensor) -> Tensor:
+    """Return maps or features (..., h, w) without their mean over the positions."""
+    return maps - maps.mean((-2, -1), keepdim=True)
+
+
+def token_norm(features: Tensor, centred: bool = True) -> Tensor:
+    """Return the length of the feature vector at every position of features (B, C, h, w): (B, h, w), never negative.
+
+    With `centred` it is the distance from the image's mean feature vector: how unusual a position is.
+    """
+    return (centre(features) if centred else features).norm(dim=1)
+
+
+def _largest(maps: Tensor) -> Tensor:
+    flat = maps.flatten(1)
     return flat.gather(1, flat.abs().argmax(1, keepdim=True))[:, 0]
 
 
-def _skewness(map, features):
-    """Third central moment positive: a few positions stand out upwards from the ground."""
-    return (_centred(map) ** 3).mean((-2, -1))
-
-
-def _minority(map, features):
-    """Mean above median: fewer positions lie above the mean than below it."""
-    flat = map.flatten(1)
-    return flat.mean(1) - flat.quantile(0.5, dim=1)
-
-
-def _norm(map, features):
-    """The map grows with the centred token norm: positions unlike the picture's mean are up."""
-    return (_centred(map) * token_norm(features)).mean((-2, -1))
-
-
-def _contrast(map, features):
-    """The map grows with local contrast: the distance of a feature vector from the mean of its 3 x 3 neighbourhood."""
-    blurred = F.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
-    return (_centred(map) * (features - blurred).norm(dim=1)).mean((-2, -1))
-# name -> score of a map (B, h, w) with the features (B, C, h, w) it is made of; where it is negative the map is turned
-SIGN_RULES = {"largest": _largest, "skewness": _skewness, "minority": _minority, "norm": _norm, "contrast": _contrast}
+# Name of a rule: score (B,) of maps (B, h, w) with the features (B, C, h, w) that they are made of; where it is
+# negative the map is turned.
+SIGN_RULES = {
+    # the entry of largest absolute value is positive (scikit-learn's KernelPCA, SegEigenCAM)
+    "largest": lambda maps, features: _largest(maps),
+    # third central moment positive: a few positions stand out upwards from the ground
+    "skewness": lambda maps, features: (centre(maps) ** 3).mean((-2, -1)),
+    # mean above median: fewer positions lie above the mean than below it
+    "minority": lambda maps, features: maps.flatten(1).mean(1) - maps.flatten(1).quantile(0.5, dim=1),
+    # the map grows with the centred token norm: positions unlike the image's mean are up
+    "norm": lambda maps, features: (centre(maps) * token_norm(features)).mean((-2, -1)),
+    # the map grows with local contrast: the distance of a feature vector from the mean of its 3 x 3 neighbourhood
+    "contrast": lambda maps, features: (centre(maps) * (features - avg_pool2d(
+        features, 3, stride=1, padding=1, count_include_pad=False)).norm(dim=1)).mean((-2, -1)),
+}
 AUTO = "norm"  # the rule behind sign="auto": the best or as good on noisy train tiles, for both decompositions
 
 
-def sign_rule(sign):
-    """The name of the rule that `sign` asks for ("auto" is the default rule).
-
-    Raises:
-        ValueError: there is no such rule.
-    """
+def sign_rule(sign: str) -> str:
+    """Return the name of the rule that `sign` asks for; raise ValueError where there is none of that name."""
     rule = AUTO if sign == "auto" else sign
     if rule not in SIGN_RULES:
         raise ValueError(f'sign must be "auto" or one of {", ".join(SIGN_RULES)}, got {sign!r}')
     return rule
 
 
-def orient(map, features, sign="auto"):
-    """Turn each map so that the sign rule's score is not negative.
+def orient(maps: Tensor, features: Tensor, sign: str = "auto") -> Tensor:
+    """Return maps (B, h, w), each times 1 or -1, so that the score of a sign rule is not negative.
 
-    Args:
-        map: (B, h, w), signed.
-        features: (B, C, h, w), what the maps were made of.
-        sign: "auto" or a name from `SIGN_RULES`.
-
-    Returns:
-        (B, h, w): the maps, each times 1 or -1. Where a rule is undecided (a score of exactly 0), "largest" decides.
+    `features` (B, C, h, w) are what the maps were made of; `sign` is "auto" or a name from `SIGN_RULES`. Where a rule
+    is undecided (a score of exactly 0), "largest" decides.
 
     >>> map = torch.tensor([[[3.0, -1.0, -2.0]]])
     >>> orient(-map, map[:, None], "skewness")
     tensor([[[ 3., -1., -2.]]])
     """
-    score = SIGN_RULES[sign_rule(sign)](map, features)
-    score = torch.where(score == 0, _largest(map, features), score)
-    return torch.where(score < 0, -1.0, 1.0)[:, None, None] * map
+    score = SIGN_RULES[sign_rule(sign)](maps, features)
+    score = torch.where(score == 0, _largest(maps), score)
+    return torch.where(score < 0, -1.0, 1.0)[:, None, None] * maps
 
 
-def _top_eigenvector(gram):
-    """The eigenvector (B, n, 1) of the largest eigenvalue of symmetric matrices (B, n, n), of unit length."""
-    if gram.is_cuda:
-        return torch.linalg.eigh(gram)[1][..., -1:]
-    last = [gram.shape[-1] - 1] * 2  # on the CPU LAPACK finds one pair three times as fast as all of them
-    pairs = [eigh(matrix, subset_by_index=last, check_finite=False) for matrix in gram.cpu().numpy()]
-    return torch.stack([torch.from_numpy(vector) for _, vector in pairs]).to(gram)
-
-
-def project(features):
-    """Projection of features (B, C, h, w), centred per channel, on their first principal component: (B, h, w).
+def project(features: Tensor) -> Tensor:
+    """Return features (B, C, h, w), centred per channel, on their first principal component: (B, h, w).
 
     What the library's EigenCAM computes, up to the sign, which is arbitrary. The component is the first right singular
-    vector of the (h * w) x C matrix X of a picture's features, hence an eigenvector of the C x C matrix X'X; where
+    vector of the (h * w) x C matrix X of an image's features, hence an eigenvector of the C x C matrix X'X; where
     there are more channels than positions, XX' is the smaller one. Neither grows with the square of h * w.
     """
     _, _, height, width = features.shape
     tokens = features.flatten(2).transpose(1, 2).float()  # (B, h * w, C)
     tokens = torch.where(tokens.isnan(), 0, tokens)  # as the library does
-    tokens = tokens - tokens.mean(1, keepdim=True)
+    tokens = tokens - tokens.mean(1, keepdim=True)  # a component of what is the same everywhere says nothing
+    # gradients times activations can be so small that their squares vanish
     scale = tokens.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(tokens.dtype).tiny)
-    tokens = tokens / scale  # gradients times activations can be so small that their squares vanish
+    tokens = tokens / scale
     if tokens.shape[1] >= tokens.shape[2]:
         projection = tokens @ _top_eigenvector(tokens.mT @ tokens)  # (B, h * w, 1)
-    else:
+    else:  # the eigenvector of XX' is the projection itself, up to its length
         gram = tokens @ tokens.mT
         vector = _top_eigenvector(gram)
         projection = vector * (vector.mT @ gram @ vector).clamp_min(0).sqrt()
     return (projection * scale).reshape(-1, height, width)
 
 
+def _top_eigenvector(gram: Tensor) -> Tensor:
+    """Return the eigenvector (B, n, 1) of the largest eigenvalue of symmetric matrices (B, n, n), of unit length."""
+    if gram.is_cuda:  # a batch at once
+        return torch.linalg.eigh(gram)[1][..., -1:]
+    last = [gram.shape[-1] - 1] * 2  # on the CPU LAPACK finds one pair three times as fast as all of them
+    pairs = [eigh(matrix, subset_by_index=last, check_finite=False) for matrix in gram.cpu().numpy()]
+    return torch.stack([torch.from_numpy(vector) for _, vector in pairs]).to(gram)
+
+
 @torch.no_grad()
-def principal_map(features, sign="auto"):
+def principal_map(features: Tensor, sign: str = "auto") -> Tensor:
     """First principal component of features as a map: EigenCAM for a whole batch, without hooks and without gradients.
 
     Args:
-        features: (B, C, h, w), of any scale, any device.
+        features: (B, C, h, w), of any scale, any device; ValueError for another shape.
         sign: "auto" or a name from `SIGN_RULES`.
 
     Returns:
-        (B, h, w) float32, signed, mean 0 per picture; all 0 where the features are the same everywhere.
-
-    Raises:
-        ValueError: features of another shape, no such rule.
+        (B, h, w) float32, signed, mean 0 per image; all 0 where the features are the same everywhere.
 
     Source: Muhammad & Yeasin, "Eigen-CAM" (IJCNN 2020, arXiv:2008.00299).
 
@@ -149,166 +186,11 @@ def principal_map(features, sign="auto"):
     if features.ndim != 4 or 0 in features.shape:
         raise ValueError(f"features must be (B, C, h, w), got {tuple(features.shape)}")
     return orient(project(features), features.float(), sign)
-LIBRARY_POSITIONS = 64 * 64  # sign="library" runs the library's own decomposition, up to so many positions
 
 
-def _as_float(array):
-    return torch.from_numpy(np.nan_to_num(np.asarray(array, np.float32), posinf=None, neginf=None))
-
-
-class _Mapped:
-    """What all methods share: they refuse a layer without what they need, and keep the signed map in ``raw``."""
-
-    def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth=False):
-        name = type(self).__name__
-        if activations is None:
-            raise ValueError(f"{name}: the picture does not pass this layer, a {type(target_layer).__name__}")
-        if min(grid := activations.shape[2:]) < 2:
-            raise ValueError(f"{name}: a map needs a grid of at least 2 x 2, got {grid[0]} x {grid[1]}")
-        if self.uses_gradients and (grads is None or not np.any(grads)):
-            raise ValueError(f"{name} needs a gradient, and none of this target reaches this layer: the target does "
-                             "not depend on it, or the network computes it without gradients; EigenCAM and KPCA_CAM "
-                             "need none")
-        self.raw = np.float32(self.signed_map(input_tensor, target_layer, targets, activations, grads, eigen_smooth))
-        return self.raw
-
-    def signed_map(self, *args):
-        """The map (B, h, w) before it is cut and scaled: the library's own, unless a subclass knows better."""
-        return super().get_cam_image(*args)
-
-
-class Signed(_Mapped):
-    """A method that decomposes features, and so has to be told which sign to give its map."""
-
-    def __init__(self, model, target_layers, reshape_transform=None, sign="auto"):
-        super().__init__(model, target_layers, reshape_transform)
-        self.sign = sign if sign == "library" else sign_rule(sign)
-
-    def features(self, activations, grads):
-        """What is decomposed, (B, C, h, w)."""
-        return activations
-
-    def decompose(self, features):
-        """Map features (B, C, h, w) to (B, h, w), the sign as it falls."""
-        return project(features)
-
-    def signed_map(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth):
-        if self.sign == "library":
-            if (positions := np.prod(activations.shape[2:])) > LIBRARY_POSITIONS:
-                raise ValueError("sign=\"library\" runs the library's own decomposition, whose memory grows with the "
-                                 f"square of the grid: at most {LIBRARY_POSITIONS} positions, got {positions}")
-            return super().signed_map(input_tensor, target_layer, targets, activations, grads, eigen_smooth)
-        features = _as_float(self.features(activations, grads))
-        return orient(self.decompose(features), features, self.sign).numpy()
-
-
-class EigenCAM(Signed, library.EigenCAM):
-    """First principal component of the activations (Muhammad & Yeasin, arXiv:2008.00299)."""
-
-
-class KPCA_CAM(Signed, library.KPCA_CAM):
-    """First *kernel* principal component of the activations (Karmani et al., arXiv:2410.00267), by Nystroem.
-
-    Args:
-        kernel: a name that scikit-learn's ``pairwise_kernels`` knows; the library's is "sigmoid", tanh(gamma x'y + 1),
-            which is not positive semi-definite.
-        gamma: of the kernel; None is the library's 1 / C, which depends on the features' scale.
-        landmarks: positions that stand for all of them; a picture with no more positions is computed exactly.
-
-    Activations are centred per channel and the kernel matrix in rows and columns, as in the library, but in double
-    precision: with small activations the centred sigmoid kernel is lost in single precision.
-    """
-
-    def __init__(self, model, target_layers, reshape_transform=None, kernel="sigmoid", gamma=None, landmarks=256,
-                 sign="auto"):
-        super().__init__(model, target_layers, reshape_transform, sign)
-        self.kernel, self.gamma, self.landmarks = kernel, gamma, landmarks
-
-    def decompose(self, features):
-        options = self.kernel, self.gamma, self.landmarks
-        return torch.stack([kernel_projection(picture, *options) for picture in features])
-
-
-class EigenGradCAM(Signed, library.EigenGradCAM):
-    """First principal component of activations times gradients."""
-
-    def features(self, activations, grads):
-        return grads * activations
-
-
-class SegEigenCAM(Signed, library.SegEigenCAM):
-    """First principal component of activations times absolute gradients (Chung & Ying, doi:10.3390/app15137562).
-
-    Its sign rule is part of the method: "auto" means "largest" here.
-    """
-
-    def __init__(self, model, target_layers, reshape_transform=None, sign="auto"):
-        super().__init__(model, target_layers, reshape_transform, "largest" if sign == "auto" else sign)
-
-    def features(self, activations, grads):
-        return np.abs(grads) * activations
-
-
-class _Defined(_Mapped):
-    """A method whose sign has a meaning: up is what raises the target."""
-
-    sign = "defined"
-
-
-class GradCAM(_Defined, library.GradCAM):
-    """Activations weighted by the mean gradient of their channel (Selvaraju et al., arXiv:1610.02391)."""
-
-
-class HiResCAM(_Defined, library.HiResCAM):
-    """Activations times gradients, summed over channels (Draelos & Carin, arXiv:2011.08891)."""
-
-
-class LayerCAM(_Defined, library.LayerCAM):
-    """Activations times positive gradients, summed over channels (Jiang et al., doi:10.1109/TIP.2021.3089943)."""
-
-
-class _Rectified(_Defined):
-    """A method derived for activations that are never negative: it divides by a channel's sum of them."""
-
-    def signed_map(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth):
-        if (activations < 0).any():
-            raise ValueError(f"{type(self).__name__} divides by a channel's sum of activations, which has a meaning "
-                             "only where none is negative (after a ReLU): not at a ViT block; GradCAM and HiResCAM do "
-                             "without")
-        return super().signed_map(input_tensor, target_layer, targets, activations, grads, eigen_smooth)
-
-
-class GradCAMPlusPlus(_Rectified, library.GradCAMPlusPlus):
-    """GradCAM with weights per position, from powers of the gradient (Chattopadhay et al., arXiv:1710.11063)."""
-
-
-class XGradCAM(_Rectified, library.XGradCAM):
-    """GradCAM with gradients weighted by their share of the activation (Fu et al., arXiv:2008.02312)."""
-
-
-class TokenNorm(_Defined, BaseCAM):
-    """Null method, no decomposition: the length of the vector of activations at each position."""
-
-    centred = False
-
-    def __init__(self, model, target_layers, reshape_transform=None):
-        super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
-
-    def signed_map(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth):
-        return token_norm(_as_float(activations), self.centred).numpy()
-
-
-class CentredTokenNorm(TokenNorm):
-    """Null method, no decomposition: the distance of each position's activations from their mean over the picture."""
-
-    centred = True
-METHODS = {cls.__name__: cls for cls in (EigenCAM, KPCA_CAM, GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM,
-                                         EigenGradCAM, SegEigenCAM, TokenNorm, CentredTokenNorm)}
-GRADIENT_FREE = ("EigenCAM", "KPCA_CAM", "TokenNorm", "CentredTokenNorm")  # the target cannot change their maps
-
-
-def kernel_projection(features, kernel="sigmoid", gamma=None, landmarks=256, rank=64):
-    """First kernel principal component of one picture's features (C, h, w), sign as it falls: (h, w) float32.
+def kernel_projection(features: Tensor, kernel: str = "sigmoid", gamma: float | None = None, landmarks: int = 256,
+                      rank: int = 64) -> Tensor:
+    """First kernel principal component of one image's features (C, h, w), sign as it falls: (h, w) float32.
 
     Nystroem: with K the n x n kernel matrix of all positions, K_m its columns at m landmarks (spread evenly, the same
     in every call) and K_mm the block between those, K is about K_m K_mm^-1 K_m'. Of K_mm the `rank` eigenvalues of
@@ -324,7 +206,7 @@ def kernel_projection(features, kernel="sigmoid", gamma=None, landmarks=256, ran
     count = len(tokens)
     if not tokens.any():
         return torch.zeros(height, width)
-    if count <= landmarks:
+    if count <= landmarks:  # few enough to do without landmarks
         exact = KernelPCA(1, kernel=kernel, gamma=gamma, random_state=0).fit_transform(tokens)
         return torch.from_numpy(exact.reshape(height, width).astype(np.float32))
     # one landmark in each of m equal runs of positions, at random: an even grid alone could beat with a texture
@@ -332,14 +214,17 @@ def kernel_projection(features, kernel="sigmoid", gamma=None, landmarks=256, ran
     marks = tokens[np.random.default_rng(0).integers(edges[:-1], edges[1:])]
     options = {} if kernel in ("linear", "cosine") else {"gamma": gamma}
 
+    # K_mm by its eigenvalues, without those that are zero but for rounding
     values, vectors = np.linalg.eigh(pairwise_kernels(marks, metric=kernel, **options))
     kept = np.argsort(-np.abs(values))[:rank]
     kept = kept[np.abs(values[kept]) > 1e-12 * np.abs(values).max()]
     basis = vectors[:, kept] / np.sqrt(np.abs(values[kept]))  # (m, rank)
+    # every position in that basis, in parts to save memory: K is about mapped @ diag(signs) @ mapped'
     mapped = np.concatenate([pairwise_kernels(tokens[i:i + 4096], marks, metric=kernel, **options) @ basis
-                             for i in range(0, count, 4096)])  # (n, rank): K is about mapped @ diag(signs) @ mapped'
+                             for i in range(0, count, 4096)])  # (n, rank)
     mapped -= mapped.mean(0)
 
+    # its first eigenvector, found in the rank x rank space of orthonormal axes
     lengths, axes = np.linalg.eigh(mapped.T @ mapped)
     real = lengths > 1e-12 * lengths[-1]
     lengths, axes = np.sqrt(lengths[real]), axes[:, real]
@@ -347,57 +232,148 @@ def kernel_projection(features, kernel="sigmoid", gamma=None, landmarks=256, ran
     value, vector = (pair[..., -1] for pair in np.linalg.eigh(half.T @ (np.sign(values[kept])[:, None] * half)))
     projection = mapped @ ((axes / lengths) @ vector) * np.sqrt(max(value, 0))
     return torch.from_numpy(projection.reshape(height, width).astype(np.float32))
-# Targets: what is asked of a network that has no classes -------------------------------------------------------------
-
-TARGETS = {
-    "mean": "the mean of the output: what adds to the average activation (of a denoiser: to brightness)",
-    "norm": "the Euclidean length of the output: what makes the features (or the picture) strong",
-    "residual": "the Euclidean length of picture minus output: what the denoiser takes away",
-}
 
 
-class Target:
-    """A number per picture for the library to differentiate: ``target(output)`` with the output (C, h, w).
+def _features(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.nan_to_num(np.asarray(array, np.float32), posinf=None, neginf=None))
 
-    Args:
-        name: a key of `TARGETS`.
-        picture: (3, H, W), the network's input.
-        region: (H, W) of 0 and 1 or None: only this part of the output counts (averaged over the cells of its grid).
 
-    Raises:
-        ValueError: no such target, or one that this network cannot have.
+class _Mapped:
+    """What all methods share: they refuse a layer without what they need, and keep the signed map in ``raw``."""
+
+    sign = "defined"  # up is what raises the target
+
+    def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth=False):
+        name = type(self).__name__
+        if activations is None:  # the library would fail with words that explain nothing
+            raise ValueError(f"{name}: the image does not pass this layer, a {type(target_layer).__name__}")
+        if min(grid := activations.shape[2:]) < 2:
+            raise ValueError(f"{name}: a map needs a grid of at least 2 x 2, got {grid[0]} x {grid[1]}")
+        if self.uses_gradients and (grads is None or not np.any(grads)):
+            raise ValueError(f"{name} needs a gradient, and none of this target reaches this layer: the target does "
+                             "not depend on it, or the network computes it without gradients; EigenCAM and KPCA_CAM "
+                             "need none")
+        self.raw = np.float32(self.signed_map(input_tensor, target_layer, targets, activations, grads, eigen_smooth))
+        return self.raw  # which the library cuts at zero and scales
+
+    def signed_map(self, *args: Any) -> np.ndarray:
+        """Return the map (B, h, w) before it is cut and scaled: the library's own, unless a subclass knows better."""
+        return super().get_cam_image(*args)
+
+
+class Signed(_Mapped):
+    """A method that decomposes features, and so has to be told which sign to give its map."""
+
+    auto = AUTO
+
+    def __init__(self, *args: Any, sign: str = "auto") -> None:
+        super().__init__(*args)
+        self.sign = sign if sign == "library" else sign_rule(self.auto if sign == "auto" else sign)
+
+    def features(self, activations: np.ndarray, grads: np.ndarray | None) -> np.ndarray:
+        """Return what is decomposed, (B, C, h, w)."""
+        return activations
+
+    def decompose(self, features: Tensor) -> Tensor:
+        """Map features (B, C, h, w) to (B, h, w), the sign as it falls."""
+        return project(features)
+
+    def signed_map(self, *args: Any) -> np.ndarray:
+        """Return the component (B, h, w) of the features, oriented by the rule `sign`."""
+        *_, activations, grads, _ = args
+        if self.sign == "library":
+            if (positions := np.prod(activations.shape[2:])) > LIBRARY_POSITIONS:
+                raise ValueError("sign=\"library\" runs the library's own decomposition, whose memory grows with the "
+                                 f"square of the grid: at most {LIBRARY_POSITIONS} positions, got {positions}")
+            return super().signed_map(*args)
+        features = _features(self.features(activations, grads))
+        return orient(self.decompose(features), features, self.sign).numpy()
+
+
+class EigenCAM(Signed, library.EigenCAM):
+    """First principal component of the activations (Muhammad & Yeasin, arXiv:2008.00299)."""
+
+
+class KPCA_CAM(Signed, library.KPCA_CAM):
+    """First *kernel* principal component of the activations (Karmani et al., arXiv:2410.00267), by Nystroem.
+
+    The kernel is the library's "sigmoid", tanh(x'y / C + 1), which is not positive semi-definite. Activations are
+    centred per channel and the kernel matrix in rows and columns, as in the library, but in double precision: with
+    small activations the centred sigmoid kernel is lost in single precision.
     """
 
-    def __init__(self, name, picture, region=None):
-        self.name, self.picture, self.region = name, picture, region
-
-    def __call__(self, output):
-        picture = self.picture.to(output)
-        if self.name == "residual" and output.shape != picture.shape:
-            raise ValueError('target "residual" is picture minus output and needs a denoiser: this network answers '
-                             f"{tuple(picture.shape)} with {tuple(output.shape)}")
-        weight = torch.ones_like(output[:1])
-        if self.region is not None:
-            weight = adaptive_avg_pool2d(self.region.to(output)[None], output.shape[-2:])  # (1, h, w)
-        if self.name == "mean":
-            return (weight * output).sum() / (weight.sum() * len(output))
-        return torch.linalg.vector_norm(weight.sqrt() * (output if self.name == "norm" else picture - output))
+    def decompose(self, features: Tensor) -> Tensor:
+        return torch.stack([kernel_projection(image) for image in features])
 
 
-def parse_target(target, size):
-    """Read a target: a name, a region (H, W) bool (its mean), or (name, region); return name and region or None.
+class EigenGradCAM(Signed, library.EigenGradCAM):
+    """First principal component of activations times gradients."""
 
-    Raises:
-        ValueError: no such name; a region that is empty or of another `size` (H, W) than the pictures.
+    def features(self, activations: np.ndarray, grads: np.ndarray | None) -> np.ndarray:
+        return grads * activations
+
+
+class SegEigenCAM(Signed, library.SegEigenCAM):
+    """First principal component of activations times absolute gradients (Chung & Ying, doi:10.3390/app15137562).
+
+    Its sign rule is part of the method.
     """
-    name, region = target if isinstance(target, tuple) and len(target) == 2 else (
-        (target, None) if isinstance(target, str) else ("mean", target))
-    if name not in TARGETS:
-        raise ValueError(f"target must be {', '.join(TARGETS)}, a region (H, W) bool or (name, region), got {target!r}")
-    if region is None:
-        return name, None
-    region = torch.as_tensor(region)
-    if region.dtype != torch.bool or tuple(region.shape) != tuple(size) or not region.any():
-        raise ValueError(f"a region must be bool {tuple(size)} with at least one pixel, got {region.dtype} "
-                         f"{tuple(region.shape)} with {int(region.sum())}")
-    return name, region.float()
+
+    auto = "largest"
+
+    def features(self, activations: np.ndarray, grads: np.ndarray | None) -> np.ndarray:
+        return np.abs(grads) * activations
+
+
+class GradCAM(_Mapped, library.GradCAM):
+    """Activations weighted by the mean gradient of their channel (Selvaraju et al., arXiv:1610.02391)."""
+
+
+class HiResCAM(_Mapped, library.HiResCAM):
+    """Activations times gradients, summed over channels (Draelos & Carin, arXiv:2011.08891)."""
+
+
+class LayerCAM(_Mapped, library.LayerCAM):
+    """Activations times positive gradients, summed over channels (Jiang et al., doi:10.1109/TIP.2021.3089943)."""
+
+
+class _Rectified(_Mapped):
+    """A method derived for activations that are never negative: it divides by a channel's sum of them."""
+
+    def signed_map(self, *args: Any) -> np.ndarray:
+        if (args[-3] < 0).any():
+            raise ValueError(f"{type(self).__name__} divides by a channel's sum of activations, which has a meaning "
+                             "only where none is negative (after a ReLU): not at a ViT block; GradCAM and HiResCAM do "
+                             "without")
+        return super().signed_map(*args)
+
+
+class GradCAMPlusPlus(_Rectified, library.GradCAMPlusPlus):
+    """GradCAM with weights per position, from powers of the gradient (Chattopadhay et al., arXiv:1710.11063)."""
+
+
+class XGradCAM(_Rectified, library.XGradCAM):
+    """GradCAM with gradients weighted by their share of the activation (Fu et al., arXiv:2008.02312)."""
+
+
+class TokenNorm(_Mapped, BaseCAM):
+    """Null method, no decomposition: the length of the vector of activations at each position."""
+
+    centred = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, uses_gradients=False)
+
+    def signed_map(self, *args: Any) -> np.ndarray:
+        return token_norm(_features(args[-3]), self.centred).numpy()
+
+
+class CentredTokenNorm(TokenNorm):
+    """Null method, no decomposition: the distance of each position's activations from their mean over the image."""
+
+    centred = True
+
+
+METHODS = {cls.__name__: cls for cls in (EigenCAM, KPCA_CAM, GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM,
+                                         EigenGradCAM, SegEigenCAM, TokenNorm, CentredTokenNorm)}
+GRADIENT_FREE = ("EigenCAM", "KPCA_CAM", "TokenNorm", "CentredTokenNorm")  # the target cannot change their maps

@@ -1,103 +1,127 @@
-"""The denoisers: called as ``model(noisy)``, (B, 3, H, W) in and out, pictures in [0, 1].
+"""The denoisers, on one base class: called as ``model(noisy)``, (B, 3, H, W) in and out, images in [0, 1].
+
+    model = UNet(width=32)              # untrained; load("unet") is trained
+    denoised = model(noisy)             # H and W multiples of model.multiple; denoise(model, image) takes any size
 
 Sources: autoencoders that denoise, Vincent et al., "Extracting and composing robust features with denoising
 autoencoders" (ICML 2008); U-Net, Ronneberger et al. (MICCAI 2015, arXiv:1505.04597); predicting the noise instead of
-the picture, Zhang et al., "Beyond a Gaussian denoiser" (DnCNN, arXiv:1608.03981).
+the image, Zhang et al., "Beyond a Gaussian denoiser" (DnCNN, arXiv:1608.03981).
 """
 
 import inspect
+import math
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, Self
 
 import torch
-from torch import nn
-from torch.nn.functional import interpolate
+from torch import Tensor, nn
 
-from helpers.vit import ViT, open_vit, patch_grid, vit_blocks
+from helpers.vit import JOINS, ViT, leave_out, open_vit, patch_grid
 
 
 class Denoiser(nn.Module):
-    """What a denoiser is: a network called as ``model(noisy)``, (B, 3, H, W) in [0, 1] in and out."""
+    """What a denoiser is: a network called as ``model(noisy)``, (B, 3, H, W) in [0, 1] in and, not clipped, out.
 
-    def __new__(cls, *args, **kwargs):
+    `arguments` is the dict of what its constructor was called with.
+
+    >>> UNet(8, stages=2).arguments
+    {'width': 8, 'stages': 2}
+    """
+
+    multiple: int = 8  # height and width must be multiples of it
+    size: int | None = None  # the one height and width that it takes, in pixels; None: every multiple
+    tile: int | None = None  # side in pixels of the tiles that `denoise` cuts for it; None: as large as is quick
+    radius: float = 51  # how far an output pixel sees, in pixels: a U-Net of three stages; infinite: the whole image
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         model = super().__new__(cls)
+        # remembered here, before any __init__ runs, so that no subclass has to think of it
         model.arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs).arguments
         del model.arguments["self"]
         return model
 
+    def check_size(self, noisy: Tensor) -> None:
+        """Raise ValueError, with what was wanted and what came, unless `noisy` is (B, 3, H, W) of a size it takes."""
+        if noisy.ndim != 4 or noisy.shape[1] != 3:
+            raise ValueError(f"a denoiser takes images of shape (B, 3, H, W), got {tuple(noisy.shape)}")
+        height, width = noisy.shape[-2:]
+        # pooling halves the image, and what is left over would be lost
+        fits = height and width and height % self.multiple == width % self.multiple == 0
+        if not fits or self.size and (height, width) != (self.size, self.size):
+            rule = f"both be {self.size}" if self.size else f"be multiples of {self.multiple}"
+            raise ValueError(f"height and width must {rule}, got {height} x {width}; "
+                             "denoise(model, image) takes any size")
+
     @classmethod
-    def from_card(cls, card):
-        """Return an untrained model as a checkpoint's card describes it; nothing is ever fetched for it."""
+    def from_card(cls, card: dict[str, Any]) -> Self:
+        """Return an untrained network by a checkpoint's card; ValueError where it names a ViT, maybe one to fetch."""
+        if (vit := card["arguments"].get("vit")) is not None:
+            raise ValueError(f"a card's arguments must not name a ViT, got {vit!r}: it is that of DENOISE_VIT")
         return cls(**card["arguments"])
 
-    def card(self):
-        """Return what a checkpoint's card says of the network: "architecture" and "arguments", fit for JSON."""
+    def card(self) -> dict[str, Any]:
+        """Return what a checkpoint's card says of the network: "architecture" and "arguments"."""
         return {"architecture": type(self).__name__, "arguments": dict(self.arguments)}
 
-    def check_card(self, card):
-        """Raise ValueError where `card` is of a checkpoint that would be wrong in this model: here, never."""
+    def check_card(self, card: dict[str, Any]) -> None:
+        """Raise ValueError where weights with this `card` would be wrong in the network though they fit: here never."""
 
-    def start_from(self, other):
-        """Take over all weights of a trained network and return the model; raise ValueError where they do not fit."""
-        try:
-            self.load_state_dict(other.state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"wanted weights for {type(self).__name__}: {error}") from error
+    def start_from(self, other: nn.Module) -> Self:
+        """Take the weights of a trained network and return the model; raise ValueError where they do not fit."""
+        weights, own = self._fitting(other.state_dict()), self.state_dict()
+        wrong = [key for key in {**weights, **own} if key not in own or key not in weights
+                 or own[key].shape != weights[key].shape]
+        if wrong:
+            raise ValueError(f"wanted weights for {type(self).__name__}({self.arguments}), got a network with another "
+                             f"{', '.join(wrong[:3])}")
+        self.load_state_dict(weights)
         return self
 
+    def _fitting(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a network's weights as this one can take them: here as they are."""
+        return weights
 
-def check_finite_weights(model):
-    """Raise ValueError, naming the first tensor, where a weight or a buffer of a network holds NaN or infinity."""
+
+def check_finite_weights(model: nn.Module) -> None:
+    """Raise ValueError, naming the first such tensor, where a weight or a buffer holds NaN or infinity."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not tensor.isfinite().all():
-            raise ValueError(f"wanted finite weights in {type(model).__name__}, got NaN or infinite values in {name}")
+        if bad := int((~tensor.isfinite()).sum()):
+            raise ValueError(f"wanted finite weights in {type(model).__name__}, got {bad} of {tensor.numel()} values "
+                             f"that are NaN or infinite in {name}")
 
 
-def check_size(noisy, multiple=8, exact=None):
-    """Raise ValueError unless `noisy` is (B, 3, H, W) with H and W multiples of `multiple` (or both `exact`)."""
-    if noisy.ndim != 4 or noisy.shape[1] != 3:
-        raise ValueError(f"a denoiser takes pictures of shape (B, 3, H, W), got {tuple(noisy.shape)}")
-    height, width = noisy.shape[-2:]
-    if exact and (height, width) != (exact, exact):
-        raise ValueError(f"height and width must both be {exact}, got {height} x {width}; "
-                         "denoise(model, image) takes any size")
-    if height % multiple or width % multiple or not height or not width:
-        raise ValueError(f"height and width must be multiples of {multiple}, got {height} x {width}; "
-                         "denoise(model, image) takes any size")
+def _check(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raise ValueError unless `value` is one of `allowed`, strings or a range of whole numbers from 1."""
+    if type(value) is not type(allowed[0]) or value not in allowed:
+        which = f"in 1..{allowed[-1]}" if isinstance(allowed, range) else f"one of {', '.join(allowed)}"
+        raise ValueError(f"{name} must be {which}, got {value!r}")
 
 
-def _check_predict(predict):
-    if predict not in ("image", "noise"):
-        raise ValueError(f'predict must be "image" or "noise", got {predict!r}')
-
-
-def double_conv(channels, out_channels):
+def double_conv(channels: int, out_channels: int) -> nn.Sequential:
     """Two 3 x 3 convolutions, each followed by a ReLU: the stage of the original U-Net."""
     return nn.Sequential(nn.Conv2d(channels, out_channels, 3, padding=1), nn.ReLU(inplace=True),
                          nn.Conv2d(out_channels, out_channels, 3, padding=1), nn.ReLU(inplace=True))
 
 
 class DenseDAE(Denoiser):
-    """A fully connected denoising autoencoder for 56 x 56 pictures.
+    """A fully connected denoising autoencoder for 56 x 56 images.
 
     Args:
-        bottleneck: numbers that the whole picture is squeezed through, at most 256.
-        skip: mix the noisy picture into the output, (1 - g) of what the layers paint and g of what came in; the
-            gate g, one number, is learned. Simply added, the noisy picture would bring all of its noise along.
+        bottleneck: numbers that the whole image is squeezed through, 1 to 256.
+        skip: mix the noisy image into the output, (1 - g) of what the layers paint and g of what came in; the
+            gate g, one number, is learned. Simply added, the noisy image would bring all of its noise along.
 
-    Raises:
-        ValueError: `bottleneck` outside 1..256; in ``forward`` a size other than 56 x 56.
-
-    Example:
-        >>> DenseDAE(bottleneck=8)(torch.zeros(2, 3, 56, 56)).shape
-        torch.Size([2, 3, 56, 56])
+    >>> DenseDAE(bottleneck=8)(torch.zeros(2, 3, 56, 56)).shape
+    torch.Size([2, 3, 56, 56])
     """
 
-    size = 56  # the one size it takes; denoise() reads this
+    size = 56
+    radius = math.inf
 
-    def __init__(self, bottleneck=64, skip=False):
+    def __init__(self, bottleneck: int = 64, skip: bool = False) -> None:
         super().__init__()
-        if not 1 <= bottleneck <= 256:
-            raise ValueError(f"bottleneck must be in 1..256, got {bottleneck}")
+        _check("bottleneck", bottleneck, range(1, 257))
         pixels = 3 * self.size * self.size
         self.skip = skip
         self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, bottleneck), nn.ReLU(inplace=True))
@@ -105,9 +129,11 @@ class DenseDAE(Denoiser):
         if skip:
             self.gate = nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, noisy):
-        check_size(noisy, exact=self.size)
-        output = self.decoder(self.encoder(noisy - 0.5)) + 0.5  # centred, so that zero weights mean mid grey
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Denoise (B, 3, 56, 56); raise ValueError at another size."""
+        self.check_size(noisy)
+        code = self.encoder(noisy - 0.5)  # (B, bottleneck); centred, so that zero weights mean mid grey
+        output = self.decoder(code) + 0.5  # (B, 3, 56, 56)
         return (1 - self.gate) * output + self.gate * noisy if self.skip else output
 
 
@@ -116,30 +142,31 @@ class ConvDAE(Denoiser):
 
     Args:
         width: channels of the first stage (then 2 and 4 times as many).
-        predict: "image" or "noise" (the output is then the noisy picture minus what the network predicts).
+        predict: "image" or "noise" (the output is then the noisy image minus what the network predicts).
 
-    Raises:
-        ValueError: another `predict`; in ``forward`` a height or width that is no multiple of 8.
-
-    Example:
-        >>> ConvDAE(width=4)(torch.zeros(1, 3, 24, 40)).shape
-        torch.Size([1, 3, 24, 40])
+    >>> ConvDAE(width=4)(torch.zeros(1, 3, 24, 40)).shape
+    torch.Size([1, 3, 24, 40])
     """
 
-    def __init__(self, width=32, predict="image"):
+    radius = 35  # four 3 x 3 convolutions at each scale, 4 * (1 + 2 + 4), and the pooling grids, 1 + 2 + 4
+
+    def __init__(self, width: int = 32, predict: str = "image") -> None:
         super().__init__()
-        _check_predict(predict)
+        _check("width", width, range(1, 4097))
+        _check("predict", predict, ("image", "noise"))
         self.predict = predict
         w = width
         self.encoder = nn.Sequential(double_conv(3, w), nn.MaxPool2d(2), double_conv(w, 2 * w), nn.MaxPool2d(2),
-                                     double_conv(2 * w, 4 * w), nn.MaxPool2d(2))  # (B, 4w, H/8, W/8)
+                                     double_conv(2 * w, 4 * w), nn.MaxPool2d(2))
         self.decoder = nn.Sequential(nn.ConvTranspose2d(4 * w, 4 * w, 2, stride=2), double_conv(4 * w, 2 * w),
                                      nn.ConvTranspose2d(2 * w, 2 * w, 2, stride=2), double_conv(2 * w, w),
                                      nn.ConvTranspose2d(w, w, 2, stride=2), double_conv(w, w), nn.Conv2d(w, 3, 1))
 
-    def forward(self, noisy):
-        check_size(noisy)
-        output = self.decoder(self.encoder(noisy))
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Denoise (B, 3, H, W), H and W multiples of 8."""
+        self.check_size(noisy)
+        code = self.encoder(noisy)  # (B, 4w, H/8, W/8), all that is left of the image
+        output = self.decoder(code)  # (B, 3, H, W)
         return noisy - output if self.predict == "noise" else output
 
 
@@ -148,26 +175,24 @@ class UNet(Denoiser):
 
     Args:
         width: w, channels of the first stage: 64 in the original, 32 in the shipped checkpoints.
-        predict: "noise" (the output is the noisy picture minus the network's) or "image".
+        predict: "noise" (the output is the noisy image minus the network's) or "image".
         upsample: "transpose" (2 x 2 transposed convolutions, the original) or "bilinear" (then a 1 x 1 convolution).
-        stages: number of times the picture is halved, at least 1; H and W must be multiples of 2 ** `stages`.
+        stages: number of times the image is halved, 1 to 8; H and W must be multiples of 2 ** `stages`.
 
-    Raises:
-        ValueError: another `predict` or `upsample`, no stage; in ``forward`` a size that is no such multiple.
-
-    Example:
-        >>> UNet(width=4)(torch.zeros(1, 3, 24, 40)).shape
-        torch.Size([1, 3, 24, 40])
+    >>> UNet(width=4)(torch.zeros(1, 3, 24, 40)).shape
+    torch.Size([1, 3, 24, 40])
     """
 
-    def __init__(self, width=64, predict="noise", upsample="transpose", stages=3):
+    def __init__(self, width: int = 64, predict: str = "noise", upsample: str = "transpose", stages: int = 3) -> None:
         super().__init__()
-        _check_predict(predict)
-        if upsample not in ("transpose", "bilinear"):
-            raise ValueError(f'upsample must be "transpose" or "bilinear", got {upsample!r}')
-        if stages < 1:
-            raise ValueError(f"stages must be at least 1, got {stages}")
+        _check("width", width, range(1, 4097))
+        _check("predict", predict, ("image", "noise"))
+        _check("upsample", upsample, ("transpose", "bilinear"))
+        _check("stages", stages, range(1, 9))
         self.predict, self.multiple = predict, 2**stages
+        # two 3 x 3 convolutions in each stage down and up, 4 * (1 + 2 + 4) pixels, and in the bottleneck, 2 * 8; the
+        # pooling grids add 1 + 2 + 4, and as much again does bilinear upsampling, which looks at neighbours
+        self.radius = 7 * 2**stages - 5 + (upsample == "bilinear") * (2**stages - 1)
         widths = [width * 2**stage for stage in range(stages + 1)]  # w, 2w, 4w and the bottleneck's 8w
         self.encoder = nn.ModuleList(double_conv(a, b) for a, b in pairwise([3, *widths[:-1]]))
         self.pool = nn.MaxPool2d(2)
@@ -180,242 +205,133 @@ class UNet(Denoiser):
             nn.init.zeros_(self.head.bias)
 
     @staticmethod
-    def _up(channels, out_channels, upsample):
+    def _up(channels: int, out_channels: int, upsample: str) -> nn.Module:
         if upsample == "transpose":
             return nn.ConvTranspose2d(channels, out_channels, 2, stride=2)
         return nn.Sequential(nn.Conv2d(channels, out_channels, 1),
                              nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
 
-    def encode(self, noisy):
+    def encode(self, noisy: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the skip connections, from fine to coarse, and the pooled last stage (B, 4w, H/8, W/8)."""
         skips, features = [], noisy
         for stage in self.encoder:
-            skips.append(stage(features))
-            features = self.pool(skips[-1])
+            skips.append(stage(features))  # (B, w, H, W), then (B, 2w, H/2, W/2), then (B, 4w, H/4, W/4)
+            features = self.pool(skips[-1])  # the same at half the size
         return skips, features
 
-    def decode(self, features, skips):
+    def decode(self, features: Tensor, skips: list[Tensor]) -> Tensor:
         """Return the network's output (B, 3, H, W) from the bottleneck's features (B, 8w, H/8, W/8)."""
         for up, stage, skip in zip(reversed(self.up), reversed(self.decoder), reversed(skips), strict=True):
-            features = stage(torch.cat([up(features), skip], dim=1))
-        return self.head(features)
+            features = up(features)  # (B, 4w, H/4, W/4): half the channels at twice the size
+            features = stage(torch.cat([features, skip], dim=1))  # (B, 4w + 4w, H/4, W/4) to (B, 4w, H/4, W/4)
+        return self.head(features)  # (B, w, H, W) to (B, 3, H, W)
 
-    def forward(self, noisy):
-        check_size(noisy, self.multiple)
-        skips, features = self.encode(noisy)
-        output = self.decode(self.bottleneck(features), skips)
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Denoise (B, 3, H, W), H and W multiples of `multiple`."""
+        self.check_size(noisy)
+        skips, features = self.encode(noisy)  # one skip per stage; features (B, 4w, H/8, W/8)
+        features = self.bottleneck(features)  # (B, 8w, H/8, W/8)
+        output = self.decode(features, skips)  # (B, 3, H, W)
         return noisy - output if self.predict == "noise" else output
 
 
 class CrackSegmenter(UNet):
     """A small U-Net that reads cracks, the judge of crack legibility: (B, 3, H, W) to logits (B, 1, H, W) of "crack".
 
-    Trained once on clean train pictures, never on denoised ones; how well it still finds a crack in a denoised
-    picture says how much of the crack is left.
+    No denoiser, only built and kept like one: `denoise` refuses it. Trained once on clean train images, never on
+    denoised ones; how well it still finds a crack in a denoised image says how much of the crack is left.
 
-    Example:
-        >>> CrackSegmenter(width=4)(torch.zeros(1, 3, 32, 32)).shape
-        torch.Size([1, 1, 32, 32])
+    >>> CrackSegmenter(width=4)(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 1, 32, 32])
     """
 
-    def __init__(self, width=16, stages=3):
+    def __init__(self, width: int = 16, stages: int = 3) -> None:
         super().__init__(width, predict="image", upsample="bilinear", stages=stages)
         self.head = nn.Conv2d(width, 1, 1)
-JOINS = ("concat", "gated", "attention")
 
 
 class HybridViTUNet(UNet):
     """A U-Net with a ViT's tokens joined to its bottleneck; called as ``model(noisy)`` like the other denoisers.
 
-    The ViT sees the noisy picture, whole and normalised as it wants it. It takes every size: its position embeddings
-    are interpolated (`resize="positions"`), so that noise has the same grain at every size; `denoise` works in tiles of
+    The ViT sees the noisy image, whole and normalised as it wants it, at any size; `denoise` works in tiles of
     224 x 224, on which it was trained.
 
     Args:
-        width: w, channels of the U-Net's first stage.
-        vit: what `open_vit` takes: None for `DENOISE_VIT` or the built-in one, a folder, a Hub name; or a `ViT`.
+        width, predict, upsample: as in `UNet`, of three stages.
+        vit, resize, seed: what `open_vit` takes; `vit` may also be a `ViT` that is open.
         freeze_vit: True: the ViT is not trained and not in the state dict; False: all of it is; a number n: the first
             n blocks and the embeddings are frozen, the rest is trained and in the state dict.
-        predict: "noise" (the output is the noisy picture minus the network's) or "image".
         join: "concat" (the original), "gated" (a gate per pixel and channel decides how much of the projected tokens is
             added) or "attention" (every pixel of the pooled stage asks all tokens; the answer is added). The last two
             start as a U-Net that ignores the ViT.
         blocks: numbers of the blocks whose tokens are joined, each normalised on its own; None: the ViT's last tokens.
-        resize: "positions" or "picture", see `helpers.vit.ViT`.
-        seed: random ViT weights of this seed, a control.
-        upsample: as in `UNet`.
 
-    Raises:
-        ValueError: another `join`, block, `freeze_vit` or what `UNet` and `open_vit` refuse; in ``forward`` a height or
-            width that is no multiple of 8.
-        FileNotFoundError: there is no such ViT; says what to do.
-
-    Example:
-        >>> model = HybridViTUNet(width=32)                  # doctest: +SKIP
-        >>> model(torch.rand(1, 3, 224, 224)).shape          # doctest: +SKIP
-        torch.Size([1, 3, 224, 224])
+    >>> HybridViTUNet(width=32)(torch.rand(1, 3, 224, 224)).shape          # doctest: +SKIP
+    torch.Size([1, 3, 224, 224])
     """
 
-    tile = 224  # the tiles that denoise() cuts
+    tile = 224
 
-    def __init__(self, width=32, vit=None, freeze_vit=True, predict="noise", join="concat", blocks=None,
-                 resize="positions", seed=None, upsample="transpose"):
+    def __init__(self, width: int = 32, vit: ViT | str | None = None, freeze_vit: bool | int = True,
+                 predict: str = "noise", join: str = "concat", blocks: Sequence[int] | None = None,
+                 resize: str = "positions", seed: int | None = None, upsample: str = "transpose") -> None:
         super().__init__(width, predict, upsample)
-        if join not in JOINS:
-            raise ValueError(f"join must be one of {', '.join(JOINS)}, got {join!r}")
+        _check("join", join, list(JOINS))
+        self.radius = math.inf  # a token knows of the whole image
         self.vit = vit if isinstance(vit, ViT) else open_vit(vit, resize, seed)
         self.freeze_vit, self.blocks, self.join = freeze_vit, None if blocks is None else tuple(blocks), join
-        self._trained = frozenset(self._freeze())  # names of the ViT's weights that are trained and kept
-        tokens = self.vit.channels * len(self.blocks or (0,))
+        # what is not trained is in a file of its own, so it is left out of the state dict
+        leave_out(self, [f"vit.{name}" for name in self.vit.freeze(freeze_vit, self.blocks)])
+        self.project = JOINS[join](4 * width, self.vit.channels * len(self.blocks or (0,)))
         if join == "concat":
-            self.project = nn.Sequential(nn.Conv2d(tokens, 8 * width, 1), nn.ReLU(inplace=True),
-                                         nn.Conv2d(8 * width, 8 * width, 1))
             self.bottleneck = double_conv(4 * width + 8 * width, 8 * width)
-        else:
-            self.project = _Gated(4 * width, tokens) if join == "gated" else _Attention(4 * width, tokens)
         if self.blocks is not None:
             self.norms = nn.ModuleList(nn.LayerNorm(self.vit.channels) for _ in self.blocks)
-        self.register_state_dict_post_hook(_leave_out_frozen)
-        self.register_load_state_dict_post_hook(_miss_no_frozen)
         self.train(self.training)
 
-    def _freeze(self):
-        """Freeze the ViT as `freeze_vit` says, and what is not used; return the names of the rest of its weights."""
-        blocks, freeze = vit_blocks(self.vit), self.freeze_vit
-        if self.blocks is not None and not (self.blocks and all(-len(blocks) <= n < len(blocks) for n in self.blocks)):
-            raise ValueError(f"blocks must be numbers in 0..{len(blocks) - 1}, got {list(self.blocks)}")
-        if not isinstance(freeze, bool) and not (isinstance(freeze, int) and 0 < freeze < len(blocks)):
-            raise ValueError(f"freeze_vit must be True, False or a number in 1..{len(blocks) - 1}, got {freeze!r}")
-        self.vit.requires_grad_(freeze is False)
-        if not isinstance(freeze, bool):
-            blocks[freeze:].requires_grad_(True)
-        if self.blocks is not None:
-            blocks[max(n % len(blocks) for n in self.blocks) + 1:].requires_grad_(False)
-        for name, part in self.vit.model.named_children():
-            if "norm" in name:  # the final normalisation, by whatever name
-                part.requires_grad_(freeze is not True and self.blocks is None)
-        return [name for name, weight in self.vit.named_parameters(prefix="vit") if weight.requires_grad]
-
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         """As in torch, but a ViT with frozen weights stays in eval mode."""
         super().train(mode)
         if self.freeze_vit is not False:
             self.vit.eval()
         return self
 
-    def token_grid(self, noisy):
+    def token_grid(self, noisy: Tensor) -> Tensor:
         """Return the tokens that are joined, as a grid (B, C, h, w); of several blocks one after the other in C."""
+        size = noisy.shape[-2:]
         if self.blocks is None:
-            return patch_grid(self.vit(noisy), self.vit)
-        tokens = self.vit(noisy, self.blocks)
-        return torch.cat([patch_grid(norm(t), self.vit) for norm, t in zip(self.norms, tokens, strict=True)], dim=1)
+            return patch_grid(self.vit(noisy), self.vit, size)
+        tokens = self.vit(noisy, self.blocks)  # per block (B, N, C)
+        return torch.cat([patch_grid(norm(t), self.vit, size) for norm, t in zip(self.norms, tokens, strict=True)], 1)
 
-    def forward(self, noisy, tokens=None):
+    def forward(self, noisy: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Denoise (B, 3, H, W) in [0, 1]; `tokens`, where given, replaces what `token_grid` gives (an intervention)."""
-        check_size(noisy, self.multiple)
-        skips, features = self.encode(noisy)
-        tokens = self.token_grid(noisy) if tokens is None else tokens  # (B, C, h, w)
-        if self.join == "attention":
-            features = self.project(features, tokens)
-        else:
-            tokens = interpolate(tokens, features.shape[-2:], mode="bilinear", align_corners=False)
-            if self.join == "gated":
-                features = self.project(features, tokens)
-            else:
-                features = torch.cat([features, self.project(tokens)], dim=1)  # (B, 4w + 8w, H/8, W/8)
-        output = self.decode(self.bottleneck(features), skips)
+        self.check_size(noisy)
+        skips, features = self.encode(noisy)  # one skip per stage; features (B, 4w, H/8, W/8)
+        tokens = self.token_grid(noisy) if tokens is None else tokens  # (B, C, h, w), one per patch of 16 x 16 pixels
+        features = self.project(features, tokens)  # (B, 4w, H/8, W/8) and the tokens added, or "concat": (B, 12w, ...)
+        features = self.bottleneck(features)  # (B, 8w, H/8, W/8)
+        output = self.decode(features, skips)  # (B, 3, H, W)
         return noisy - output if self.predict == "noise" else output
 
-    def start_from(self, unet):
-        """Take the weights of a trained `UNet` of the same width; the ViT has no say until it is trained to have one.
-
-        Raises:
-            ValueError: the U-Net's layers have other shapes.
-        """
-        weights, own = unet.state_dict(), self.state_dict()
-        first = "bottleneck.0.weight"
-        if self.join == "concat" and first in weights:  # zeros for the tokens' channels
-            kernel, joined = weights[first], self.project[-1].out_channels
-            weights[first] = torch.cat([kernel, kernel.new_zeros(len(kernel), joined, 3, 3)], dim=1)
-        wrong = [key for key, weight in weights.items() if key not in own or own[key].shape != weight.shape]
-        if wrong or not weights:
-            raise ValueError(f"wanted a UNet with the hybrid's stages, got one with another {', '.join(wrong[:3])}")
-        self.load_state_dict(weights, strict=False)
-        return self
-
-    @classmethod
-    def from_card(cls, card):
-        """As in `Denoiser`; a card that names a ViT among its arguments is refused, since it could be fetched."""
-        if card["arguments"].get("vit") is not None:
-            raise ValueError(f"a card's arguments must not name a ViT, got {card['arguments']['vit']!r}: the ViT is "
-                             "the built-in one or that of DENOISE_VIT")
-        return super().from_card(card)
-
-    def card(self):
-        """As in `Denoiser`, and in "vit" its name, the sha256 of its weights, and what of them is frozen."""
+    def card(self) -> dict[str, Any]:
+        """As in `Denoiser`; "vit" says which one it is and what of it is frozen, it is no argument that opens it."""
         card = super().card()
-        card["arguments"].pop("vit", None)  # a file elsewhere: the card vouches for it, it does not open it
+        card["arguments"].pop("vit", None)
         return {**card, "vit": {"name": self.vit.name, "sha256": self.vit.sha256, "frozen": self.freeze_vit}}
 
-    def check_card(self, card):
+    def check_card(self, card: dict[str, Any]) -> None:
         """Raise ValueError where `card`, a checkpoint's, names other weights for the frozen part of the ViT."""
         wanted = card.get("vit") or {}
         if self.freeze_vit is not False and wanted.get("sha256") != self.vit.sha256:
-            raise ValueError(f"it was trained beside the ViT {wanted.get('name', 'that its card does not name')} and "
-                             f"would be wrong beside {self.vit.name}, whose weights have another sha256: "
-                             "set or unset DENOISE_VIT accordingly")
+            name = wanted.get("name", "that its card does not name")
+            raise ValueError(f"it was trained beside the ViT {name} and would be wrong beside {self.vit.name}, whose "
+                             "weights have another sha256: set or unset DENOISE_VIT accordingly")
 
-
-class _Gated(nn.Module):
-    """Add projected tokens, through a gate that both halves open."""
-
-    def __init__(self, channels, tokens):
-        super().__init__()
-        self.tokens = nn.Sequential(nn.Conv2d(tokens, channels, 1), nn.ReLU(inplace=True))
-        self.value = nn.Conv2d(channels, channels, 1)
-        self.gate = nn.Conv2d(2 * channels, channels, 1)
-        _zero(self.value)
-
-    def forward(self, features, tokens):
-        tokens = self.tokens(tokens)
-        return features + torch.sigmoid(self.gate(torch.cat([features, tokens], dim=1))) * self.value(tokens)
-
-
-class _Attention(nn.Module):
-    """Add what every pixel of the features reads from all tokens; the token at its own place helps it to ask."""
-
-    def __init__(self, channels, tokens, heads=4):
-        super().__init__()
-        self.tokens = nn.Conv2d(tokens, channels, 1)
-        self.ask = nn.Conv2d(2 * channels, channels, 1)
-        self.norm = nn.LayerNorm(channels)
-        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
-        _zero(self.attention.out_proj)
-
-    def forward(self, features, tokens):
-        tokens = self.tokens(tokens)
-        here = interpolate(tokens, features.shape[-2:], mode="bilinear", align_corners=False)
-        asked = self.norm(self.ask(torch.cat([features, here], dim=1)).flatten(2).transpose(1, 2))  # (B, H/8 * W/8, 4w)
-        keys = tokens.flatten(2).transpose(1, 2)  # (B, h * w, 4w)
-        answer, _ = self.attention(asked, keys, keys, need_weights=False)
-        return features + answer.transpose(1, 2).unflatten(2, features.shape[-2:])
-
-
-def _zero(layer):
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-
-
-def _is_frozen(model, key):
-    """Whether `key` of a state dict, with whatever prefix, is of a weight of the ViT that is not kept there."""
-    start = f".{key}".find(".vit.")
-    return start >= 0 and key[start:] not in model._trained
-
-
-def _leave_out_frozen(model, state, prefix, _):
-    for key in [key for key in state if key.startswith(prefix) and _is_frozen(model, key)]:
-        del state[key]
-
-
-def _miss_no_frozen(model, keys):
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not _is_frozen(model, key)]
+    def _fitting(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a `UNet`, with a ViT that has no say until it is trained to have one."""
+        key, own = "bottleneck.0.weight", self.state_dict()
+        if self.join == "concat" and key in weights and "project.0.weight" not in weights:
+            kernel = weights[key]  # (8w, 4w, 3, 3), and zeros for the channels of the tokens
+            weights[key] = torch.cat([kernel, kernel.new_zeros(len(kernel), self.project[-1].out_channels, 3, 3)], 1)
+        return {**own, **weights} if key in weights else weights  # what a U-Net has not stays

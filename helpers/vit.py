@@ -1,6 +1,10 @@
-"""Open a Vision Transformer from the built-in folder, another folder or the Hub; bring its tokens to a grid.
+"""Open a Vision Transformer; bring its tokens to a grid; join them to the feature maps of another network.
 
-A picture of 224 x 224 becomes 14 x 14 patches of 16 x 16 pixels, each a token of C numbers; a class token is put in
+    vit = open_vit()                              # the built-in one, or that of DENOISE_VIT
+    tokens = vit(images)                          # (B, 3, 224, 224) to (B, 197, 192)
+    grid = patch_grid(tokens, vit, (224, 224))    # (B, 192, 14, 14)
+
+An image of 224 x 224 becomes 14 x 14 patches of 16 x 16 pixels, each a token of C numbers; a class token is put in
 front, by some models others too. Every block of the network gives the tokens anew, (B, N, C).
 
 Sources: ViT, Dosovitskiy et al. (ICLR 2021, arXiv:2010.11929); DeiT, Touvron et al. (arXiv:2012.12877); DINOv2, Oquab
@@ -12,14 +16,15 @@ import inspect
 import json
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from safetensors.torch import load
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel
-from transformers.utils import logging
 
 from helpers.project import data_dir
 
@@ -32,73 +37,85 @@ RESIZE = ("positions", "picture")
 
 
 class ViT(nn.Module):
-    """A Vision Transformer that takes pictures in [0, 1] and normalises them as its own preprocessor says.
+    """A Vision Transformer that takes images in [0, 1] and normalises them as its own preprocessor says.
+
+    It keeps nothing of the images that it saw, so that several threads may call it at once.
 
     Attributes:
         model: the network of the library `transformers`; `config` is its configuration.
         name: what it was opened as: the built-in one's name, a folder's name or a Hub name.
-        sha256: of its weights: of the file where there is one, else of the tensors when it was made.
-        resize: what is done with pictures of another size than the network's own. "positions": the position embeddings
-            are interpolated, so that pixels, and noise, keep their size (a picture that does not divide into patches is
-            stretched to the next size that does); "picture": the picture is resized to the network's own size.
-        grid: rows and columns of patches of the latest picture.
+        sha256: of its weights: of the files that were read, or of the tensors where they are random.
+        resize: what is done with images of another size than the network's own. "positions": the position embeddings
+            are interpolated, so that pixels, and noise, keep their size (an image that does not divide into patches is
+            stretched to the next size that does); "picture": the image is resized to the network's own size.
+        channels: C, numbers in a token.
     """
 
-    def __init__(self, model, mean, std, name, sha256, resize="positions"):
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], name: str, sha256: str,
+                 resize: str = "positions") -> None:
         super().__init__()
         if resize not in RESIZE:
             raise ValueError(f"resize must be one of {', '.join(RESIZE)}, got {resize!r}")
         self.model, self.config, self.name, self.sha256, self.resize = model, model.config, name, sha256, resize
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.patch_size, self.channels = _pair(self.config.patch_size), self.config.hidden_size
-        self.grid = None
+        self.channels = self.config.hidden_size
+        # DINO interpolates its position embeddings unasked
         self._options = {"interpolate_pos_encoding": True} if _takes(model.forward, "interpolate_pos_encoding") else {}
 
-    def forward(self, pictures, blocks=None):
+    def forward(self, images: Tensor, blocks: Sequence[int | None] | None = None) -> Tensor | list[Tensor]:
         """Return the last tokens, after the final normalisation; or a list of the tokens after the given blocks.
 
         Args:
-            pictures: (B, 3, H, W) in [0, 1], of any size.
+            images: (B, 3, H, W) in [0, 1], of any size.
             blocks: numbers of blocks, counted from 0 like ``vit_blocks(vit)[0]``; negative ones from the end; None
-                among them stands for the last tokens, after the final normalisation.
+                among them stands for the last tokens, after the final normalisation. Others raise ValueError.
 
         Returns:
             (B, N, C) with class and register tokens (`patch_grid` takes them off), or a list of such.
-
-        Raises:
-            ValueError: no pictures; a block that is not there.
         """
-        if pictures.ndim != 4 or pictures.shape[1] != 3 or 0 in pictures.shape:
-            raise ValueError(f"a ViT takes pictures of shape (B, 3, H, W), got {tuple(pictures.shape)}")
-        size = _pair(self.config.image_size)
-        if self.resize == "positions":
-            size = tuple(math.ceil(n / p) * p for n, p in zip(pictures.shape[-2:], self.patch_size, strict=True))
-        if size != tuple(pictures.shape[-2:]):
-            pictures = interpolate(pictures, size, mode="bilinear", align_corners=False, antialias=True)
-        self.grid = tuple(n // p for n, p in zip(size, self.patch_size, strict=True))
-        pictures = (pictures - self.mean) / self.std
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+            raise ValueError(f"a ViT takes images of shape (B, 3, H, W), got {tuple(images.shape)}")
+        depth = self.config.num_hidden_layers
+        if wrong := [n for n in blocks or () if n is not None and not -depth <= n < depth]:
+            raise ValueError(f"blocks must be in 0..{depth - 1}, got {', '.join(map(str, wrong))}")
+        # only a whole number of patches fits
+        size = tuple(n * p for n, p in zip(_grid(self, images.shape[-2:]), _pair(self.config.patch_size), strict=True))
+        if size != tuple(images.shape[-2:]):  # or of the network's own size, where the image is to be resized
+            images = interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        output = self.model((images - self.mean) / self.std, output_hidden_states=blocks is not None, **self._options)
         if blocks is None:
-            return self.model(pictures, **self._options).last_hidden_state
-        return self._after(pictures, blocks)
+            return output.last_hidden_state  # (B, N, C)
+        # hidden_states[0] is what enters the first block, so what leaves block n is the one after
+        return [output.last_hidden_state if n is None else output.hidden_states[1 + n % depth] for n in blocks]
 
-    def _after(self, pictures, blocks):
-        layers, kept = vit_blocks(self), {}
-        if wrong := [n for n in blocks if n is not None and not -len(layers) <= n < len(layers)]:
-            raise ValueError(f"blocks must be in 0..{len(layers) - 1}, got {', '.join(map(str, wrong))}")
-        numbers = [n if n is None else n % len(layers) for n in blocks]
-        handles = [layers[n].register_forward_hook(lambda *call, n=n: kept.update({n: call[-1]}))
-                   for n in set(numbers) - {None}]
-        try:
-            kept[None] = self.model(pictures, **self._options).last_hidden_state
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [kept[n] for n in numbers]
+    def freeze(self, freeze: bool | int, used: Sequence[int] | None = None) -> list[str]:
+        """Freeze all weights (True), none (False) or the embeddings and the first n blocks (n); train the others.
+
+        What the tokens that are `used` (numbers of blocks; None: the last ones) do not depend on is frozen too. Returns
+        the names of the frozen weights in the state dict; raises ValueError where there is no such block.
+        """
+        blocks = vit_blocks(self)
+        if used is not None and not (used and all(-len(blocks) <= n < len(blocks) for n in used)):
+            raise ValueError(f"blocks must be numbers in 0..{len(blocks) - 1}, got {list(used)}")
+        if not isinstance(freeze, bool) and not (isinstance(freeze, int) and 0 < freeze < len(blocks)):
+            raise ValueError(f"freeze_vit must be True, False or a number in 1..{len(blocks) - 1}, got {freeze!r}")
+        self.requires_grad_(freeze is False)
+        if not isinstance(freeze, bool):  # embeddings and the first blocks stay frozen
+            blocks[freeze:].requires_grad_(True)
+        if used is not None:  # behind the last block that is used nothing has a say
+            blocks[max(n % len(blocks) for n in used) + 1:].requires_grad_(False)
+        for name, part in self.model.named_children():
+            if "norm" in name:  # the final normalisation, by whatever name
+                part.requires_grad_(freeze is not True and used is None)
+        trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        return [name for name in self.state_dict() if name not in trained]
 
 
-def open_vit(source=None, resize="positions", seed=None):
+def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positions", seed: int | None = None) -> ViT:
     """Open a Vision Transformer: frozen, in eval mode, float32, on the CPU, without a pooler.
+
+    Weights are read from safetensors files in the folder alone, and code that comes with a model is never run.
 
     Args:
         source: None for `DENOISE_VIT`, where that is not set for the built-in one; a folder in Hugging Face layout
@@ -107,56 +124,51 @@ def open_vit(source=None, resize="positions", seed=None):
         resize: "positions" or "picture", see `ViT`.
         seed: take random weights of this seed instead of the trained ones (a control).
 
-    Returns:
-        A `ViT`. ``.requires_grad_(True).train()`` makes it trainable.
-
     Raises:
         FileNotFoundError: it is not there, or not to be had offline; says what to do.
         ValueError: not a ViT of these kinds, files that are broken, an unknown `resize`.
 
-    Example:
-        >>> vit = open_vit("WinKawaks/vit-tiny-patch16-224")  # doctest: +SKIP
-        >>> vit(torch.rand(1, 3, 224, 224)).shape             # doctest: +SKIP
-        torch.Size([1, 197, 192])
+    >>> open_vit()(torch.rand(1, 3, 224, 224)).shape
+    torch.Size([1, 197, 192])
     """
+    from transformers import MODEL_MAPPING, AutoConfig  # takes seconds, so only who opens a ViT waits for it
+
     folder, name = _find(source)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if config.model_type not in EXTRA_TOKENS:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config._attn_implementation = "sdpa"  # torch's own; a name of the Hub would fetch and run code
+        if config.model_type not in EXTRA_TOKENS:  # before any weight is read
             raise ValueError(f"wanted a ViT of the kinds {', '.join(EXTRA_TOKENS)}, got {config.model_type!r}")
-        mean, std = _normalisation(folder)
-        options = {"add_pooling_layer": False} if _takes(MODEL_MAPPING[type(config)], "add_pooling_layer") else {}
+        kind = MODEL_MAPPING[type(config)]
+        options = {"add_pooling_layer": False} if _takes(kind, "add_pooling_layer") else {}
         if seed is None:
-            model, digest = _trained(folder, options), _sha256_of_files(folder)
+            weights, digest = _read_weights(folder)  # of the very bytes that are used
+            model = _with_weights(kind, config, weights, options)
         else:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]):  # the global generator is left alone
                 torch.manual_seed(seed)
-                model = MODEL_MAPPING[type(config)](config, **options).float()
+                model = kind(config, **options).float()
             name, digest = f"{name} with random weights {seed}", _sha256_of_tensors(model)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        return ViT(model, *_normalisation(folder), name, digest, resize).eval().requires_grad_(False)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise ValueError(f"{name} cannot be opened as a ViT: {error}") from error
-    return ViT(model, mean, std, name, digest, resize).eval().requires_grad_(False)
 
 
-def vit_blocks(vit):
+def vit_blocks(vit: nn.Module) -> nn.ModuleList:
     """Return the blocks of a `ViT`, or of a network of `transformers` (5 or later), as an ``nn.ModuleList``.
 
-    A block takes tokens and returns tokens, both (B, N, C).
-
-    Raises:
-        TypeError: it is no ViT.
-        ValueError: there is no list of as many blocks as the configuration says.
+    A block takes tokens and returns tokens, both (B, N, C). Raises TypeError or ValueError where there are none.
     """
     if not hasattr(vit, "config"):
         raise TypeError(f"wanted a ViT of open_vit or of transformers, got {type(vit).__name__}")
     depth = vit.config.num_hidden_layers
-    for module in vit.modules():
+    for module in vit.modules():  # the list has another name in every kind
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise ValueError(f"{type(vit).__name__} has no list of {depth} blocks, wanted a ViT of transformers 5 or later")
 
 
-def extra_tokens(vit):
+def extra_tokens(vit: nn.Module) -> int:
     """Return how many tokens stand before the patches' (class, distillation, registers), by the configuration."""
     kind = vit.config.model_type
     if kind not in EXTRA_TOKENS:
@@ -164,64 +176,134 @@ def extra_tokens(vit):
     return EXTRA_TOKENS[kind] + (getattr(vit.config, "num_register_tokens", 0) or 0)
 
 
-def patch_grid(tokens, vit, size=None):
+def patch_grid(tokens: Tensor, vit: nn.Module, size: Sequence[int] | None = None) -> Tensor:
     """Bring a ViT's tokens to the grid of its patches, without class and register tokens.
 
     Args:
         tokens: (B, N, C), what the ViT or one of its blocks gave.
         vit: the `ViT` they are of, or a network of `transformers`.
-        size: (H, W) of the pictures in pixels, as they entered the network; where None the grid is that of the latest
-            picture of a `ViT`, and square for other networks.
+        size: (H, W) of the images in pixels; None for images of the network's own size (224 x 224 for the built-in
+            one). Tokens do not tell their grid: those of any other image are refused without it.
 
     Returns:
-        (B, C, h, w), h and w computed.
+        (B, C, h, w), h and w computed; ValueError where so many tokens are no such grid.
 
-    Raises:
-        ValueError: so many tokens are no such grid.
-
-    Example:
-        >>> from transformers import ViTConfig, ViTModel
-        >>> tiny = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
-        >>> patch_grid(torch.zeros(2, 1 + 14 * 14, 8), tiny).shape
-        torch.Size([2, 8, 14, 14])
+    >>> patch_grid(torch.zeros(2, 1 + 6 * 8, 192), open_vit(), (96, 128)).shape
+    torch.Size([2, 192, 6, 8])
     """
     extra = extra_tokens(vit)
     if tokens.ndim != 3:
         raise ValueError(f"tokens must be (B, N, C), got {tuple(tokens.shape)}")
-    count = tokens.shape[1] - extra
-    if size is not None:
-        grid = tuple(math.ceil(n / p) for n, p in zip(size, _pair(vit.config.patch_size), strict=True))
-    else:
-        grid = getattr(vit, "grid", None) or (math.isqrt(max(count, 0)),) * 2
-    height, width = grid
-    if count < 1 or height * width != count:
-        raise ValueError(f"{tokens.shape[1]} tokens, {extra} of them no patches, are no grid of {height} x {width}")
+    size = _pair(vit.config.image_size) if size is None else tuple(size)
+    height, width = _grid(vit, size)  # never guessed from the number of tokens
+    if extra + height * width != tokens.shape[1]:
+        raise ValueError(f"{tokens.shape[1]} tokens, {extra} of them no patches, are no grid of {height} x {width}, "
+                         f"that of an image of {size[0]} x {size[1]}; wanted size=(H, W) of the image that they are of")
     return tokens[:, extra:].transpose(1, 2).unflatten(2, (height, width))  # (B, C, h, w)
 
 
-def _pair(size):
+def _grid(vit: nn.Module, size: Sequence[int]) -> tuple[int, int]:
+    """Return rows and columns of the patches that an image of `size` (H, W) becomes."""
+    if isinstance(vit, ViT) and vit.resize == "picture":
+        size = _pair(vit.config.image_size)
+    height, width = (math.ceil(n / p) for n, p in zip(size, _pair(vit.config.patch_size), strict=True))
+    return height, width
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _takes(function, argument):
+def leave_out(model: nn.Module, names: Sequence[str]) -> None:
+    """Keep weights of a network out of its state dict, since they are in a file of their own, nor miss them there."""
+    def drop(_: nn.Module, state: dict[str, Tensor], prefix: str, __: Any) -> None:
+        for name in names:
+            state.pop(prefix + name, None)  # a prefix comes from a network around it, as of averaged weights
+
+    def fill_in(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        own = dict([*model.named_parameters(), *model.named_buffers()])
+        state |= {prefix + name: own[name] for name in names if prefix + name not in state}
+    model.register_state_dict_post_hook(drop)
+    model.register_load_state_dict_pre_hook(fill_in)
+
+
+class ConcatJoin(nn.Sequential):
+    """Tokens beside the features, the original's join: (B, F, h, w) and tokens (B, C, g, g) to (B, 3F, h, w)."""
+
+    def __init__(self, channels: int, tokens: int) -> None:
+        super().__init__(nn.Conv2d(tokens, 2 * channels, 1), nn.ReLU(inplace=True),
+                         nn.Conv2d(2 * channels, 2 * channels, 1))
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Return features and projected tokens, one after the other."""
+        tokens = interpolate(tokens, features.shape[-2:], mode="bilinear", align_corners=False)  # (B, C, h, w)
+        return torch.cat([features, super().forward(tokens)], dim=1)  # (B, F + 2F, h, w)
+
+
+class GatedJoin(nn.Module):
+    """Add projected tokens, through a gate that both halves open: (B, F, h, w), as the features are."""
+
+    def __init__(self, channels: int, tokens: int) -> None:
+        super().__init__()
+        self.tokens = nn.Sequential(nn.Conv2d(tokens, channels, 1), nn.ReLU(inplace=True))
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gate = nn.Conv2d(2 * channels, channels, 1)
+        nn.init.zeros_(self.value.weight)  # nothing is added at the start
+        nn.init.zeros_(self.value.bias)
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Return the features, with what the gate lets through of the tokens."""
+        tokens = interpolate(tokens, features.shape[-2:], mode="bilinear", align_corners=False)  # (B, C, h, w)
+        tokens = self.tokens(tokens)  # (B, F, h, w)
+        gate = torch.sigmoid(self.gate(torch.cat([features, tokens], dim=1)))  # (B, F, h, w) in 0..1
+        return features + gate * self.value(tokens)
+
+
+class AttentionJoin(nn.Module):
+    """Add what every pixel of the features reads from all tokens; the token at its own place helps it to ask."""
+
+    def __init__(self, channels: int, tokens: int, heads: int = 4) -> None:
+        super().__init__()
+        self.tokens = nn.Conv2d(tokens, channels, 1)
+        self.ask = nn.Conv2d(2 * channels, channels, 1)
+        self.norm = nn.LayerNorm(channels)
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        nn.init.zeros_(self.attention.out_proj.weight)  # nothing is added at the start
+        nn.init.zeros_(self.attention.out_proj.bias)
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Return the features, with the answers to their questions added."""
+        tokens = self.tokens(tokens)  # (B, F, g, g)
+        here = interpolate(tokens, features.shape[-2:], mode="bilinear", align_corners=False)  # (B, F, h, w)
+        asked = self.ask(torch.cat([features, here], dim=1))  # (B, F, h, w)
+        asked = self.norm(asked.flatten(2).transpose(1, 2))  # (B, h * w, F), one question per pixel
+        keys = tokens.flatten(2).transpose(1, 2)  # (B, g * g, F), one answer per token
+        answer, _ = self.attention(asked, keys, keys, need_weights=False)  # (B, h * w, F)
+        return features + answer.transpose(1, 2).unflatten(2, features.shape[-2:])
+
+
+JOINS = {"concat": ConcatJoin, "gated": GatedJoin, "attention": AttentionJoin}
+
+
+def _takes(function: Callable[..., Any], argument: str) -> bool:
     return argument in inspect.signature(function).parameters
 
 
-def _find(source):
+def _find(source: str | os.PathLike[str] | None) -> tuple[Path, str]:
     """Return the folder of a ViT and its name; ask the Hub only where a name was given."""
     source = os.environ.get("DENOISE_VIT", "").strip() if source is None else os.fspath(source)
     folder = Path(source).expanduser() if source else data_dir() / "models" / BUILT_IN
     if (folder / "config.json").is_file():
-        return folder, folder.resolve().name
+        return folder, folder.resolve().name  # no path: it goes into cards
     ways = "a folder in Hugging Face layout or a Hub name such as WinKawaks/vit-tiny-patch16-224"
     if not source:
         raise FileNotFoundError(f"the built-in ViT is not in data/models/{BUILT_IN}: restore it from git, make it with "
                                 f"`make train ONLY=student`, or set DENOISE_VIT to {ways}")
     if folder.is_dir():
         raise FileNotFoundError(f"{source} has no config.json: wanted {ways}")
-    if source.count("/") != 1 or source[0] in "./~":
+    if source.count("/") != 1 or source[0] in "./~":  # not even the Hub has such a name
         raise FileNotFoundError(f"there is no ViT {source}: wanted {ways}")
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors, snapshot_download  # only who names a model of the Hub needs it
     try:
         return Path(snapshot_download(source, allow_patterns=FILES)), source
     except (OSError, ValueError, errors.HfHubHTTPError) as error:
@@ -230,14 +312,49 @@ def _find(source):
                                 "DENOISE_VIT") from error
 
 
-def _trained(folder, options):
-    """Load the weights; the library's own report of what it left out, a classifier, and its bar are of no interest."""
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a ViT's weights: the one, or those that its index names, sorted."""
+    names = ["model.safetensors"]
+    if not (folder / names[0]).is_file() and (index := folder / "model.safetensors.index.json").is_file():
+        shards = json.loads(index.read_text(encoding="utf-8"))
+        shards = shards.get("weight_map") if isinstance(shards, dict) else None
+        if not isinstance(shards, dict) or not shards:
+            raise ValueError(f"{index.name} must have a weight_map that names files, got {shards!r:.60}")
+        names = sorted(set(map(str, shards.values())))  # a file is named once for every tensor in it
+    home, files = folder.resolve(), [folder / name for name in names]
+    # in the Hub's cache the files of a snapshot are links to ../../blobs
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    for name, path in zip(names, files, strict=True):
+        if path.suffix != ".safetensors" or path.parent != folder or "\\" in name:
+            raise ValueError(f"weights must be .safetensors files in the folder itself, got {name!r}")
+        if not path.is_file():
+            raise ValueError(f"there is no {name}, a file of its weights")
+        if path.resolve().parent not in homes:
+            raise ValueError(f"weights must lie in the folder, and {name} is a link that leads out of it")
+    return files
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """Return a ViT's weights and the sha256 of the bytes that they were read from, over all files in order."""
+    weights, digest = {}, hashlib.sha256()
+    for path in _weight_files(folder):
+        content = path.read_bytes()  # once, so that what is hashed is what is loaded
+        digest.update(content)
+        weights |= load(content)
+    return weights, digest.hexdigest()
+
+
+def _with_weights(kind: Any, config: Any, weights: dict[str, Tensor], options: dict[str, Any]) -> nn.Module:
+    """Return the network `kind` with `weights`, whose names the library brings to those of its version."""
+    from transformers.utils import logging
+
+    # its report of what was left out, a classifier, and its bar are of no interest
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True,
-                                                  local_files_only=True, output_loading_info=True, **options)
+        model, report = kind.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32,
+                                             output_loading_info=True, **options)
     finally:
         logging.set_verbosity(verbosity)
         if bar:
@@ -248,12 +365,13 @@ def _trained(folder, options):
     return model
 
 
-def _normalisation(folder):
-    """Return mean and standard deviation of pictures in [0, 1] that the preprocessor's settings come to."""
-    path = Path(folder) / "preprocessor_config.json"
+def _normalisation(folder: Path) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of images in [0, 1] that the preprocessor's settings come to."""
+    path = folder / "preprocessor_config.json"
     if not path.is_file():
-        raise ValueError("it has no preprocessor_config.json, which says how pictures are normalised")
+        raise ValueError("it has no preprocessor_config.json, which says how images are normalised")
     settings = json.loads(path.read_text(encoding="utf-8"))
+    # what the preprocessor makes of 1.0, our white: it is told of images in 0..255
     scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
     if not settings.get("do_normalize", True):
         return [0.0] * 3, [1 / scale] * 3
@@ -261,20 +379,7 @@ def _normalisation(folder):
     return [m / scale for m in mean], [s / scale for s in std]
 
 
-def _sha256_of_files(folder):
-    """Return the sha256 of the weights' file; of several, over all of them in order."""
-    files = sorted(Path(folder).glob("model-*.safetensors"))
-    if (Path(folder) / "model.safetensors").is_file():
-        files = [Path(folder) / "model.safetensors"]
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            while chunk := file.read(2**24):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sha256_of_tensors(model):
+def _sha256_of_tensors(model: nn.Module) -> str:
     """Return a sha256 of all weights that does not depend on their names, which differ between versions."""
     digests = sorted(hashlib.sha256(t.contiguous().numpy().tobytes()).digest() for t in model.state_dict().values())
     return hashlib.sha256(b"".join(digests)).hexdigest()

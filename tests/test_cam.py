@@ -3,6 +3,7 @@
 import gc
 import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.contour import ContourSet
+from PIL import Image
 from pytorch_grad_cam.utils import svd_on_activations
 from scipy.stats import spearmanr
 from sklearn.decomposition import KernelPCA
@@ -19,7 +21,7 @@ from torch import nn
 from transformers import ViTConfig, ViTModel
 
 from helpers import cam as cam_module
-from helpers.cam import activation_map, layers_of, overlay, show_cam, threshold_cam
+from helpers.cam import activation_map, layer_features, layers_of, overlay, show_cam, threshold_cam
 from helpers.cam_methods import (
     GRADIENT_FREE,
     METHODS,
@@ -280,8 +282,8 @@ def test_the_default_target_is_silent(unet, pictures):
     ({"target": np.zeros((32, 32), bool)}, "at least one pixel"),
     ({"target": np.ones((16, 32), bool)}, "region must be bool"),
     ({"sign": "mask"}, 'sign must be "auto" or one of'),
-    ({"image": np.zeros((3, 32, 32))}, "numpy \\(H, W, 3\\)"),
-    ({"image": torch.zeros(32, 32, 3)}, "torch \\(3, H, W\\)"),
+    ({"image": np.zeros((3, 32, 32))}, "numpy \\(H, W, 3\\).*got \\(3, 32, 32\\)"),
+    ({"image": torch.zeros(32, 32, 3)}, "torch \\(3, H, W\\).*got \\(32, 32, 3\\)"),
     ({"image": torch.zeros(3, 20, 32)}, "multiples of 8"),
     ({"image": torch.zeros(3, 8, 8), "layer": "bottleneck"}, "at least 2 x 2"),
 ])
@@ -431,7 +433,7 @@ def test_overlay_leaves_the_rest_of_the_picture_alone():
 def test_overlay_refuses():
     image, cam = np.zeros((4, 5, 3)), np.zeros((4, 5))
     for call, words in (((image, cam.T), "one size"), ((image, cam, 1.5), "alpha"), ((image, cam, 0.5, "no"), "cmap"),
-                        ((image[..., 0], cam), "picture must be")):
+                        ((image[..., 0], cam), "image must be")):
         with pytest.raises(ValueError, match=words):
             overlay(*call)
 
@@ -442,9 +444,80 @@ def test_show_cam_draws_three_panels_a_bar_and_the_outline(unet, pictures):
     found = activation_map(unet, pictures[0], "encoder 2")
     figure = show_cam(pictures[0], found, mask)
     titles = [axis.get_title() for axis in figure.axes[:3]]
-    assert titles == ["picture", "EigenCAM, encoder 2", "kept: value 0.40 to 0.90"]
-    assert "per picture" in figure.axes[3].get_ylabel()
+    assert titles == ["image", "EigenCAM, encoder 2", "kept: value 0.40 to 0.90"]
+    assert "per image" in figure.axes[3].get_ylabel()
     outlined = [any(isinstance(item, ContourSet) for item in axis.get_children()) for axis in figure.axes[:3]]
     assert outlined == [False, True, True]
     assert len(show_cam(pictures[0], found.map).axes) == 4
     matplotlib.pyplot.close("all")
+
+
+# what an image may be -------------------------------------------------------------------------------------------------
+
+
+def test_bytes_and_pil_images_are_brought_to_0_to_1(unet, pictures):
+    levels = (pictures[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    wanted = activation_map(unet, torch.from_numpy(levels / 255).permute(2, 0, 1).float(), "encoder 2")
+    for image in (levels, torch.from_numpy(levels).permute(2, 0, 1), Image.fromarray(levels), levels / 255):
+        np.testing.assert_allclose(activation_map(unet, image, "encoder 2").raw, wanted.raw, atol=1e-5)
+        np.testing.assert_array_equal(overlay(image, wanted), overlay(levels, wanted))
+    grey = Image.fromarray(levels[..., 0])
+    assert activation_map(unet, grey, "encoder 2").raw.shape == (16, 16)
+    assert len(activation_map(unet, np.stack([levels, levels]), "encoder 2")) == 2
+
+
+@pytest.mark.parametrize("image, error, words", [
+    (np.full((32, 32, 3), 255.0), ValueError, r"must lie in .0, 1..*got 255 to 255; values of 0 to 255 must be"),
+    (torch.full((3, 32, 32), 1.51), ValueError, r"got 1.51 to 1.51"),
+    (np.full((32, 32, 3), -0.6, np.float32), ValueError, r"got -0.6 to -0.6"),
+    (np.zeros((32, 32, 3), np.int64), TypeError, "floating point in .0, 1. or uint8, got torch.int64"),
+    (torch.zeros(3, 32, 32, dtype=torch.bool), TypeError, "got torch.bool"),
+    (np.full((32, 32, 3), np.inf), ValueError, "3072 values that are not finite"),
+])
+def test_values_that_are_no_image_are_refused_by_maps_and_overlays(image, error, words, unet):
+    with pytest.raises(error, match=words):
+        activation_map(unet, image, "encoder 2")
+    with pytest.raises(error, match=words):
+        overlay(image, np.zeros((32, 32)))
+    with pytest.raises(error, match=words):
+        show_cam(image, np.zeros((32, 32)))
+    matplotlib.pyplot.close("all")
+
+
+def test_a_denoisers_output_a_little_outside_is_taken_and_clipped_on_the_screen(unet, pictures):
+    output = pictures[0] * 1.6 - 0.3
+    assert output.min() < -0.2 and output.max() > 1.2
+    assert np.isfinite(activation_map(unet, output, "encoder 2").raw).all()
+    plain = overlay(output, np.zeros((32, 32)))
+    np.testing.assert_array_equal(plain, overlay(output.clamp(0, 1), np.zeros((32, 32))))
+
+
+def test_overlay_takes_one_image_and_leaves_it_as_it_is(pictures):
+    levels = np.full((32, 32, 3), 7, np.uint8)
+    overlay(levels, np.ones((32, 32)))
+    assert (levels == 7).all()
+    with pytest.raises(ValueError, match="wanted one image, got a batch of 3"):
+        overlay(pictures, np.zeros((32, 32)))
+
+
+# images of several sizes ----------------------------------------------------------------------------------------------
+
+
+def test_a_vits_map_has_the_grid_of_its_image_whatever_was_seen_before(vit, pictures):
+    wide = torch.rand(3, 16, 64)  # as many patches as a square of 32 x 32
+    alone = activation_map(vit, wide, "block 1").raw
+    assert alone.shape == (2, 8)
+    vit(pictures)
+    np.testing.assert_array_equal(activation_map(vit, wide, "block 1").raw, alone)
+    assert activation_map(vit, pictures[0], "block 1", "GradCAM").raw.shape == (4, 4)
+    assert activation_map(vit, wide, "block 1", "GradCAM").raw.shape == (2, 8)
+    assert layer_features(vit, wide[None])["block 0"].shape == (1, 24, 2, 8)
+
+
+def test_features_of_eight_threads_do_not_mix(vit):
+    images = [torch.rand(1, 3, 16 + 8 * (n % 3), 32 + 8 * (n % 2)) for n in range(24)]
+    alone = [layer_features(vit, image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda image: layer_features(vit, image), images))
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)

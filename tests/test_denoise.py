@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -14,10 +16,10 @@ from skimage import data as skimage_data
 from torch import nn
 
 from helpers.checkpoints import save
-from helpers.denoise import RADIUS, _lay_tiles, _mirror, _read_bytes, denoise, main
-from helpers.models import ConvDAE, CrackSegmenter, DenseDAE, UNet
+from helpers.denoise import _lay_tiles, _mirror, denoise, evaluating, main
+from helpers.models import ConvDAE, CrackSegmenter, Denoiser, DenseDAE, HybridViTUNet, UNet, check_finite_weights
 from helpers.project import data_dir
-from surfaces.photos import read_photo
+from surfaces.photos import read_photo, read_photo_uint8
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(0)
@@ -54,14 +56,14 @@ def whole(model, image):
         return model(padded)[0, :, :height, :width]
 
 
-class OwnMean(nn.Module):
+class OwnMean(Denoiser):
     """Takes each tile's own mean away: tiles disagree by as much as the picture's parts differ."""
 
     def forward(self, noisy):
         return noisy - noisy.mean(dim=(-2, -1), keepdim=True) + 0.5
 
 
-class BlackOrWhite(nn.Module):
+class BlackOrWhite(Denoiser):
     """Black and white tiles in turn, as far apart as two tiles can be."""
 
     def __init__(self):
@@ -76,7 +78,7 @@ class BlackOrWhite(nn.Module):
         return output
 
 
-class Spy(nn.Module):
+class Spy(Denoiser):
     """Returns its input and remembers shapes, dtypes and modes."""
 
     def __init__(self, **attributes):
@@ -91,15 +93,63 @@ class Spy(nn.Module):
 
 # --- equal to the untiled result
 
-def test_radius_covers_what_a_unet_sees(unet):
-    image = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0), dtype=torch.double).requires_grad_()
-    model = seeded(UNet, width=4, predict="image", gain=1.5).double()  # out of sight, its gradient is exactly 0
-    reach = 0
-    for pixel in (80, 87):
-        gradient, = torch.autograd.grad(model(image)[0, :, pixel, pixel].sum(), image)
-        rows = gradient.abs().sum(dim=(0, 1, 3)).nonzero().flatten()
-        reach = max(reach, pixel - int(rows[0]), int(rows[-1]) - pixel)
-    assert 40 <= reach <= RADIUS
+def reach(model, size):
+    """How far an output pixel of a network sees, by its gradient, over all places of its pooling grid."""
+    model = deepcopy(model).double().eval()
+    for module in model.modules():  # so that nothing in sight is multiplied by zero, and nothing out of sight counts
+        for name, part in list(module.named_children()):
+            if isinstance(part, nn.MaxPool2d):
+                setattr(module, name, nn.AvgPool2d(2))
+            elif isinstance(part, nn.ReLU):
+                setattr(module, name, nn.Identity())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(1.0)
+    image = torch.ones(1, 3, *size, dtype=torch.double, requires_grad=True)
+    output, farthest = model(image)[0, 0], 0
+    for pixel in range(size[1] // 2, size[1] // 2 + model.multiple):
+        gradient, = torch.autograd.grad(output[size[0] // 2, pixel], image, retain_graph=True)
+        seen = gradient.abs().sum(dim=(0, 1, 2)).nonzero().flatten()
+        farthest = max(farthest, pixel - int(seen[0]), int(seen[-1]) - pixel)
+    return farthest
+
+
+@pytest.mark.parametrize("model, size", [
+    (UNet(1), (8, 128)), (UNet(1, stages=1), (8, 64)), (UNet(1, stages=2), (8, 64)), (UNet(1, stages=4), (16, 256)),
+    (UNet(1, upsample="bilinear"), (8, 160)), (UNet(1, upsample="bilinear", stages=1), (8, 64)), (ConvDAE(1), (8, 96)),
+    (CrackSegmenter(1, stages=2), (8, 96))])
+def test_the_radius_is_how_far_an_output_pixel_sees(model, size):
+    assert reach(model, size) == model.radius
+
+
+def test_a_dense_network_and_a_hybrid_see_everything():
+    for model, size in ((DenseDAE(2), (56, 56)), (HybridViTUNet(4, seed=0), (224, 224))):
+        image = torch.rand(1, 3, *size, requires_grad=True)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, 0, 0.1)
+        gradient, = torch.autograd.grad(model(image)[0, :, 0, 0].sum(), image)
+        assert model.radius == np.inf and gradient[..., -8:, -8:].any()
+
+
+@pytest.mark.parametrize("tile, overlap, second, size, alone, given_up", [
+    (None, None, 632, 768, 684, 52), (768, 200, 488, 696, 544, 56), (448, None, 280, 424, 336, 56),
+    (224, None, 144, 216, 164, 20), (256, 136, 112, 256, 168, 56), (320, 32, 256, 296, 260, 4)])
+def test_a_unets_tiles_lie_where_they_always_lay(tile, overlap, second, size, alone, given_up):
+    """As when one radius of 52 was written down for all networks: start, size, pixels of weight 1 and of weight 0."""
+    for model in (UNet(2), nn.Identity()):
+        _, line = _lay_tiles(model, (8, 2664), tile, overlap)
+        weights = line.weights[0]
+        assert (line.starts[1], line.size, int((weights == 1).sum()), int((weights == 0).sum())) == (
+            second, size, alone, given_up)
+
+
+def test_who_sees_farther_gives_up_more():
+    margins = []
+    for model in (ConvDAE(2), UNet(2), UNet(2, stages=4)):
+        _, line = _lay_tiles(model, (16, 5000))
+        margins.append(int((line.weights[0] == 0).sum()))
+        assert margins[-1] >= model.radius and line.starts[0] + line.size - line.starts[1] >= 2 * model.radius + 32
+    assert margins[0] < 51 < margins[1] < 107 < margins[2]
 
 
 @pytest.mark.parametrize("tile", [None, 224, 256, 344])
@@ -118,7 +168,7 @@ def test_unet_equals_untiled_away_from_borders(unet):
     for start in across.starts:
         for border in (start, start + across.size):
             if 0 < border < 900:
-                near[max(border - RADIUS, 0):border + RADIUS] = True
+                near[max(border - unet.radius, 0):border + unet.radius] = True
     assert difference[~near].max() <= 1e-5
     assert difference[near].max() > 1e-5  # there the overlap is too narrow, or this test could not fail
 
@@ -199,7 +249,7 @@ def test_no_tile_border_shows_whatever_the_model(attributes, width):
 def test_a_step_at_a_border_is_one_that_the_tiles_make_themselves(model, overlap):
     ramp = np.linspace(0, 1, 400, dtype=np.float32)
     image = np.broadcast_to(ramp[None, :, None], (48, 400, 3)).copy()
-    tile = getattr(model, "size", 128)
+    tile = model.size or 128
     output = denoise(model, image, tile, overlap)
     _, across = _lay_tiles(model, image.shape[:2], tile, overlap)
     alone = [denoise(model, image[:, start:start + across.size], tile) for start in across.starts]
@@ -271,6 +321,59 @@ def test_progress_bar_only_when_asked(capsys):
     assert capsys.readouterr().err == ""
     denoise(nn.Identity(), np.zeros((9, 9, 3), np.uint8), progress=True)
     assert "1/1" in capsys.readouterr().err
+
+
+# --- several threads, and networks that are broken
+
+@pytest.mark.parametrize("training", [False, True])
+def test_eight_threads_denoise_with_one_hybrid(training):
+    """Images of several sizes at once: each gets what it gets alone, and the modes are what they were."""
+    torch.manual_seed(0)
+    model = HybridViTUNet(4, join="attention", blocks=(2, 5)).train(training)
+    for weight in (model.head.weight, model.project.attention.out_proj.weight):
+        torch.nn.init.normal_(weight)  # zeros at the start: the tokens would not count
+    modes = [module.training for module in model.modules()]
+    images = [torch.rand(3, 24 + 16 * (n % 3), 40 + 8 * (n % 4)) for n in range(24)]
+    alone = [denoise(model, image) for image in images]
+    assert not torch.equal(alone[0], model.eval()(images[0][None], torch.zeros(1, 384, 2, 3))[0]), "the ViT has a say"
+    model.train(training)
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda image: denoise(model, image), images))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_modes_are_put_back_by_the_last_thread_that_leaves():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout()).train()
+    model[0].eval()
+    with evaluating(model):
+        with evaluating(model, freeze=True):  # another thread, of another pace
+            assert not any(weight.requires_grad for weight in model.parameters())
+        assert not model.training and all(weight.requires_grad for weight in model.parameters())
+    first, second = evaluating(model), evaluating(model[1])
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert model.training and not model[0].training and not model[1].training, "somebody still needs it in eval mode"
+    second.__exit__(None, None, None)
+    assert model.training and not model[0].training and model[1].training
+
+
+def poisoned(model, name, value):
+    with torch.no_grad():
+        dict([*model.named_parameters(), *model.named_buffers()])[name].view(-1)[-1] = value
+    return model
+
+
+@pytest.mark.parametrize("make, name, value", [
+    (lambda: UNet(2), "decoder.1.0.weight", np.nan), (lambda: UNet(2).half(), "head.bias", np.inf),
+    (lambda: DenseDAE(2, skip=True), "gate", -np.inf), (lambda: HybridViTUNet(4), "vit.mean", np.nan),
+    (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), "1.running_var", np.nan)])
+def test_weights_that_are_not_finite_are_refused_by_name(make, name, value):
+    check_finite_weights(make())
+    model = poisoned(make(), name, value)
+    with pytest.raises(ValueError, match=f"^wanted finite weights in {type(model).__name__}, got 1 .* in {name}$"):
+        denoise(model, PICTURE)
 
 
 PICTURE = np.zeros((16, 16, 3), np.float32)
@@ -427,7 +530,7 @@ def test_a_folder_goes_on_after_what_cannot_be_read(checkpoints, capsys):
     (["in", "in"], "another folder"),
     (["in", "a.png"], "another folder, got .*a.png"),
     (["in", "new.png"], "another folder, got .*new.png"),
-    (["nothing", "out"], "no pictures in .*nothing"),
+    (["nothing", "out"], "no images in .*nothing"),
     (["a.png", "out.png", "--model", "nonesuch"], "no checkpoint 'nonesuch'.*segmenter, unet"),
     (["a.png"], "required: OUT"),
 ])
@@ -491,7 +594,7 @@ def kinds_of_files(folder):
 @pytest.mark.filterwarnings("ignore:.*colour profile cannot be used")
 def test_bytes_are_what_read_photo_reads(tmp_path):
     for path in kinds_of_files(tmp_path):
-        got = _read_bytes(path)
+        got = read_photo_uint8(path)
         assert got.dtype == np.uint8
         np.testing.assert_array_equal(got, np.round(read_photo(path) * 255), err_msg=path.name)
 

@@ -1,7 +1,9 @@
 """The denoisers: shapes, the sizes they refuse, how they start, and that every weight is used."""
 
 import inspect
+import json
 import re
+from copy import deepcopy
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import models
-from helpers.models import ConvDAE, CrackSegmenter, DenseDAE, UNet
+from helpers.models import ConvDAE, CrackSegmenter, Denoiser, DenseDAE, HybridViTUNet, UNet
+from helpers.vit import open_vit
 
 EVERY_SIZE = [ConvDAE(width=2), ConvDAE(width=2, predict="noise"), UNet(width=2), UNet(width=2, predict="image"),
               UNet(width=2, upsample="bilinear")]
@@ -43,14 +46,17 @@ def test_size_that_is_no_multiple_of_8_gets_a_clear_error(model):
         model(torch.zeros(1, 3, 256, 250))
 
 
+ANY = UNet(width=2)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_only_multiples_of_8_pass(height, width):
     if height % 8 == 0 and width % 8 == 0 and height and width:
-        models.check_size(torch.empty(1, 3, height, width))
+        ANY.check_size(torch.empty(1, 3, height, width))
     else:
         with pytest.raises(ValueError, match=f"got {height} x {width}"):
-            models.check_size(torch.empty(1, 3, height, width))
+            ANY.check_size(torch.empty(1, 3, height, width))
 
 
 @pytest.mark.parametrize("shape", [(3, 56, 56), (1, 1, 56, 56), (1, 56, 56, 3), (56, 56)], ids=str)
@@ -85,14 +91,14 @@ def test_whole_picture_goes_through_the_bottleneck(bottleneck, skip):
 
 @pytest.mark.parametrize("kind", [ConvDAE, UNet])
 def test_only_pictures_and_noise_are_predicted(kind):
-    with pytest.raises(ValueError, match='predict must be "image" or "noise", got \'residual\''):
+    with pytest.raises(ValueError, match="predict must be one of image, noise, got 'residual'"):
         kind(width=2, predict="residual")
 
 
 def test_unknown_upsampling_and_no_stage_are_refused():
-    with pytest.raises(ValueError, match='upsample must be "transpose" or "bilinear", got \'nearest\''):
+    with pytest.raises(ValueError, match="upsample must be one of transpose, bilinear, got 'nearest'"):
         UNet(width=2, upsample="nearest")
-    with pytest.raises(ValueError, match="stages must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="stages must be in 1..8, got 0"):
         UNet(width=2, stages=0)
 
 
@@ -198,3 +204,63 @@ def test_public_denoisers_have_examples():
     for name, kind in inspect.getmembers(models, inspect.isclass):
         if issubclass(kind, torch.nn.Module) and not name.startswith("_") and kind.__module__ == models.__name__:
             assert ">>>" in kind.__doc__
+
+
+def test_the_arguments_of_the_constructor_are_remembered_by_every_class():
+    assert UNet(4, stages=2).arguments == {"width": 4, "stages": 2} and UNet().arguments == {}
+    assert CrackSegmenter(2).arguments == {"width": 2} and DenseDAE(skip=True).arguments == {"skip": True}
+    hybrid = HybridViTUNet(4, None, join="gated", blocks=(1,))
+    assert hybrid.arguments == {"width": 4, "vit": None, "join": "gated", "blocks": (1,)}
+    assert deepcopy(hybrid).arguments == hybrid.arguments
+
+
+@pytest.mark.parametrize("make", [
+    lambda: DenseDAE(3, skip=True), lambda: ConvDAE(2, "noise"), lambda: CrackSegmenter(2),
+    lambda: UNet(2, upsample="bilinear"), lambda: HybridViTUNet(2, open_vit(), blocks=[3])])
+def test_a_card_makes_the_same_network_again(make):
+    model = make()
+    card = json.loads(json.dumps(model.card()))
+    assert card["architecture"] == type(model).__name__ and "vit" not in card["arguments"]
+    again = type(model).from_card(card)
+    again.check_card(card)
+    again.start_from(model)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    assert {key: value.shape for key, value in again.state_dict().items()} == shapes
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["nobody/no-vit", "/some/where", ""])
+def test_a_card_that_names_a_vit_is_refused_and_nobody_is_asked_for_it(monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("it was fetched"))
+    with pytest.raises(ValueError, match="a card's arguments must not name a ViT, got"):
+        HybridViTUNet.from_card({"arguments": {"width": 4, "vit": name}})
+
+
+@pytest.mark.parametrize("other", [lambda: UNet(8), lambda: UNet(4, stages=2), lambda: ConvDAE(4), lambda: DenseDAE(4),
+                                   lambda: torch.nn.Identity(), lambda: CrackSegmenter(4)])
+@pytest.mark.parametrize("make", [lambda: UNet(4), lambda: HybridViTUNet(4), lambda: HybridViTUNet(4, join="gated")])
+def test_a_start_that_does_not_fit_is_refused(make, other):
+    model = make()
+    before = deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"wanted weights for {type(model).__name__}.*got a network with another "):
+        model.start_from(other())
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items()), "nothing was taken"
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: UNet(-4), "width must be in 1..4096, got -4"), (lambda: UNet(0), "got 0"),
+    (lambda: ConvDAE(1.5), "got 1.5"),
+    (lambda: UNet(True), "got True"), (lambda: UNet("4"), "got '4'"), (lambda: ConvDAE(10**9), "got 1000000000"),
+    (lambda: UNet(4, stages=40), "stages must be in 1..8, got 40"), (lambda: UNet(4, predict=None), "got None"),
+    (lambda: HybridViTUNet(4, join=["concat"]), r"join must be one of concat, gated, attention, got \['concat'\]")])
+def test_arguments_that_cannot_be_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_every_network_of_the_module_is_a_denoiser():
+    kinds = [kind for _, kind in inspect.getmembers(models, inspect.isclass) if kind.__module__ == models.__name__]
+    assert {DenseDAE, ConvDAE, UNet, CrackSegmenter, HybridViTUNet} <= set(kinds)
+    for kind in kinds:
+        assert issubclass(kind, Denoiser) and kind.multiple == 8 and (kind.size, kind.tile) in (
+            (None, None), (56, None), (None, 224))

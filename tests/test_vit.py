@@ -2,9 +2,16 @@
 
 import hashlib
 import json
+import re
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     DeiTConfig,
@@ -18,6 +25,7 @@ from transformers import (
 )
 from transformers.models.auto import MODEL_MAPPING
 
+from helpers.project import ROOT
 from helpers.vit import BUILT_IN, extra_tokens, open_vit, patch_grid, vit_blocks
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8,
@@ -60,7 +68,6 @@ def test_every_kind_takes_other_sizes(kind):
     vit, extra = kind
     for height, width, rows, columns in ((48, 24, 6, 3), (24, 40, 3, 5), (33, 17, 5, 3)):
         tokens = vit(torch.rand(1, 3, height, width))
-        assert patch_grid(tokens, vit).shape == (1, 16, rows, columns)
         assert patch_grid(tokens, vit, (height, width)).shape == (1, 16, rows, columns)
 
 
@@ -75,9 +82,9 @@ def test_blocks_take_and_give_tokens_in_order(kind):
         handle.remove()
     assert all(isinstance(tokens, torch.Tensor) and tokens.shape == last.shape for tokens in seen)
     given = vit(picture, blocks=(0, 2, None, -1, 1))
+    assert not torch.equal(given[2], given[3]), "after the last block comes the final normalisation"
     for tokens, wanted in zip(given, (seen[0], seen[2], last, seen[2], seen[1]), strict=True):
-        torch.testing.assert_close(tokens, wanted)
-    assert not any(block._forward_hooks for block in blocks), "hooks are released"
+        assert torch.equal(tokens, wanted), "to the last bit"
 
 
 def test_a_patch_moves_its_own_token_most(tmp_path):
@@ -85,7 +92,7 @@ def test_a_patch_moves_its_own_token_most(tmp_path):
     clean = torch.full((1, 3, 24, 40), 0.5)
     changed = clean.clone()
     changed[..., 8:16, 24:32] = torch.rand(3, 8, 8)
-    first = [patch_grid(vit(picture, blocks=(0,))[0], vit) for picture in (clean, changed)]
+    first = [patch_grid(vit(picture, blocks=(0,))[0], vit, (24, 40)) for picture in (clean, changed)]
     move = (first[0] - first[1]).norm(dim=1)[0]
     assert move.shape == (3, 5) and divmod(int(move.argmax()), 5) == (1, 3)
 
@@ -106,7 +113,8 @@ def test_resizing_the_picture_instead_of_the_positions(tmp_path):
     vit = open_vit(save_vit(tmp_path / "vit"), resize="picture")
     flat = torch.full((1, 3, 48, 80), 0.3)
     torch.testing.assert_close(vit(flat), vit(flat[..., :32, :32]))
-    assert vit.grid == (4, 4) and vit.resize == "picture"
+    assert patch_grid(vit(flat), vit, (48, 80)).shape == patch_grid(vit(flat), vit).shape == (1, 16, 4, 4)
+    assert vit.resize == "picture"
     with pytest.raises(ValueError, match="resize must be one of positions, picture, got 'crop'"):
         open_vit(tmp_path / "vit", resize="crop")
 
@@ -196,8 +204,6 @@ def test_a_broken_one_is_refused_in_words(tmp_path, harm, complaint):
 
 
 def test_missing_weights_are_never_replaced_by_random_ones(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     path = save_vit(tmp_path / "vit") / "model.safetensors"
     tensors = load_file(path)
     tensors.pop(next(name for name in tensors if "layer" in name))
@@ -208,13 +214,13 @@ def test_missing_weights_are_never_replaced_by_random_ones(tmp_path):
 
 def test_what_fits_no_grid_is_refused(tmp_path):
     vit = open_vit(save_vit(tmp_path / "vit"))
-    with pytest.raises(ValueError, match="13 tokens, 1 of them no patches, are no grid of 3 x 3"):
+    with pytest.raises(ValueError, match="13 tokens, 1 of them no patches, are no grid of 4 x 4, that of .* 32 x 32"):
         patch_grid(torch.zeros(1, 13, 16), vit)
     with pytest.raises(ValueError, match="are no grid of 2 x 4"):
         patch_grid(torch.zeros(1, 10, 16), vit, (16, 32))
     with pytest.raises(ValueError, match=r"tokens must be \(B, N, C\), got \(10, 16\)"):
         patch_grid(torch.zeros(10, 16), vit)
-    with pytest.raises(ValueError, match=r"pictures of shape \(B, 3, H, W\), got \(3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"images of shape \(B, 3, H, W\), got \(3, 32, 32\)"):
         vit(torch.zeros(3, 32, 32))
     with pytest.raises(ValueError, match=r"blocks must be in 0..2, got 3, -4"):
         vit(torch.zeros(1, 3, 32, 32), blocks=(0, 3, -4))
@@ -228,6 +234,217 @@ def test_a_network_without_blocks_is_refused():
     odd.config = KINDS["vit"][0]
     with pytest.raises(ValueError, match="Linear has no list of 3 blocks"):
         vit_blocks(odd)
+
+
+# the grid of an image, and several threads ---------------------------------------------------------------------------
+
+
+def test_the_grid_is_the_images_whatever_was_seen_before(tmp_path):
+    vit = open_vit(save_vit(tmp_path / "vit"))
+    wide = vit(torch.rand(1, 3, 16, 64))  # as many tokens as an image of 32 x 32 has
+    vit(torch.rand(1, 3, 32, 32))
+    assert patch_grid(wide, vit, (16, 64)).shape == (1, 16, 2, 8)
+    vit(torch.rand(1, 3, 48, 40))
+    assert patch_grid(wide, vit, (16, 64)).shape == (1, 16, 2, 8)
+    assert not hasattr(vit, "grid") and patch_grid(vit.model(torch.rand(1, 3, 32, 32))[0], vit.model).shape[-1] == 4
+
+
+@pytest.mark.parametrize("height, width", [(48, 24), (24, 48), (16, 72), (48, 48)])
+def test_without_a_size_the_tokens_of_another_image_are_refused(tmp_path, height, width):
+    """(16, 72) has as many patches as a square of 48 x 48: a grid of 6 x 6 would be guessed wrong."""
+    vit = open_vit(save_vit(tmp_path / "vit"))
+    tokens = vit(torch.rand(1, 3, height, width))
+    with pytest.raises(ValueError, match=r"no grid of 4 x 4, that of an image of 32 x 32; wanted size=\(H, W\)"):
+        patch_grid(tokens, vit)
+    assert patch_grid(tokens, vit, (height, width)).shape == (1, 16, height // 8, width // 8)
+
+
+def test_eight_threads_with_images_of_several_sizes(kind):
+    vit, _ = kind
+    images = [torch.rand(1, 3, 16 + 8 * (n % 3), 24 + 8 * (n % 4)) for n in range(32)]
+
+    def grids(image):
+        tokens = vit(image, blocks=(0, 2, None))
+        return [patch_grid(each, vit, image.shape[-2:]) for each in tokens]
+    alone = [grids(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(grids, images))
+    assert all(torch.equal(a, b) for one, other in zip(alone, together, strict=True) for a, b in zip(one, other,
+                                                                                                    strict=True))
+
+
+@pytest.mark.parametrize("blocks", [None, (0,), (11, 0, None, -2)])
+def test_the_built_in_ones_tokens_are_those_that_its_blocks_give(blocks):
+    vit, seen, image = open_vit(), [], torch.rand(1, 3, 224, 208)
+    handles = [block.register_forward_hook(lambda *call: seen.append(call[-1])) for block in vit_blocks(vit)]
+    with torch.no_grad():
+        last = vit(image)
+        given = vit(image, blocks) if blocks else [last]
+    for handle in handles:
+        handle.remove()
+    assert all(torch.equal(tokens, last if n is None else seen[n % 12])
+               for n, tokens in zip(blocks or [None], given, strict=True))
+
+
+def test_importing_the_models_does_not_wait_for_transformers():
+    script = ("import sys, helpers.models, helpers.vit, helpers.denoise, helpers.checkpoints\n"
+              "assert 'transformers' not in sys.modules and 'huggingface_hub' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+# what is read from a folder ------------------------------------------------------------------------------------------
+
+
+def shards(folder, count=2, seed=0):
+    """Cut the weights of a tiny ViT into files with an index, as large models come; return the index's path."""
+    path = save_vit(folder, seed=seed) / "model.safetensors"
+    tensors, names = load_file(path), []
+    for number in range(count):
+        names.append(f"model-{number + 1:05d}-of-{count:05d}.safetensors")
+        save_file(dict(list(tensors.items())[number::count]), folder / names[-1], {"format": "pt"})
+    weights = {key: names[number % count] for number, key in enumerate(tensors)}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    path.unlink()
+    return index
+
+
+def rename(index, new, move=True):
+    """Give the first shard of an index another name, in the index and on disk."""
+    content = json.loads(index.read_text())
+    old = min(content["weight_map"].values())
+    content["weight_map"] = {key: new if name == old else name for key, name in content["weight_map"].items()}
+    index.write_text(json.dumps(content))
+    if move:
+        (index.parent / old).rename(index.parent / new)
+
+
+def test_of_several_files_all_that_are_read_are_hashed(tmp_path):
+    one, other = shards(tmp_path / "one"), shards(tmp_path / "other", seed=1)
+    whole = open_vit(save_vit(tmp_path / "whole"))
+    vit, picture = open_vit(one.parent), torch.rand(1, 3, 32, 32)
+    assert torch.equal(vit(picture), whole(picture))
+    content = b"".join(path.read_bytes() for path in sorted(one.parent.glob("model-*.safetensors")))
+    assert vit.sha256 == hashlib.sha256(content).hexdigest() != open_vit(other.parent).sha256
+    for index in (one, other):  # names that no pattern would find
+        rename(index, "weights of my own.safetensors")
+    assert open_vit(one.parent).sha256 != open_vit(other.parent).sha256
+    assert open_vit(one.parent).sha256 != hashlib.sha256().hexdigest()
+
+
+def test_a_file_beside_the_named_ones_is_neither_read_nor_hashed(tmp_path):
+    index = shards(tmp_path / "vit")
+    before = open_vit(index.parent)
+    (index.parent / "model-00003-of-00003.safetensors").write_bytes(b"nonsense")
+    assert open_vit(index.parent).sha256 == before.sha256
+    # where there is one file for all, that is read, whatever the index says
+    save_vit(tmp_path / "vit", seed=2)
+    index.write_text('{"weight_map": {"a": "../elsewhere.safetensors"}}')
+    single = (index.parent / "model.safetensors").read_bytes()
+    assert open_vit(index.parent).sha256 == hashlib.sha256(single).hexdigest() != before.sha256
+
+
+def test_a_shard_that_is_named_often_counts_once(tmp_path):
+    index = shards(tmp_path / "vit", count=1)
+    names = set(json.loads(index.read_text())["weight_map"].values())
+    assert len(names) == 1
+    assert open_vit(index.parent).sha256 == hashlib.sha256((index.parent / names.pop()).read_bytes()).hexdigest()
+
+
+class Trap:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("unpickled!",)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("pytorch_model.bin", "weights must be .safetensors files in the folder itself, got 'pytorch_model.bin'"),
+    ("../stolen.safetensors", "in the folder itself, got '../stolen.safetensors'"),
+    ("sub/../../stolen.safetensors", "in the folder itself"),
+    ("sub/model.safetensors", "in the folder itself"),
+    ("ABSOLUTE", "in the folder itself, got '/"),
+    ("..\\stolen.safetensors", "in the folder itself"),
+    ("missing.safetensors", "there is no missing.safetensors"),
+    ("", "in the folder itself, got ''"),
+    (".safetensors", "in the folder itself, got '.safetensors'"),
+])
+def test_an_index_that_names_other_files_is_refused(tmp_path, capfd, name, words):
+    index = shards(tmp_path / "vit")
+    torch.save({"weight": Trap()}, index.parent / "pytorch_model.bin")
+    shard = (index.parent / "model-00001-of-00002.safetensors").read_bytes()
+    (index.parent / "sub").mkdir()
+    for path in (tmp_path / "stolen.safetensors", index.parent / "sub" / "model.safetensors"):
+        path.write_bytes(shard)  # it would fit
+    rename(index, str(tmp_path / "stolen.safetensors") if name == "ABSOLUTE" else name, move=False)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        open_vit(index.parent)
+    assert "unpickled" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("text", ['{"weight_map": {}}', '{"weight_map": ["model-00001-of-00002.safetensors"]}', "[]",
+                                  "{", '{"weight_map": {"a": null}}', "[" * 100_000])
+def test_a_broken_index_is_refused(tmp_path, text):
+    index = shards(tmp_path / "vit")
+    index.write_text(text)
+    with pytest.raises(ValueError, match="vit cannot be opened as a ViT"):
+        open_vit(index.parent)
+
+
+def test_weights_that_would_be_unpickled_are_not_read(tmp_path, capfd):
+    folder = save_vit(tmp_path / "vit")
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Trap()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="there is no model.safetensors"):
+        open_vit(folder)
+    assert "unpickled" not in capfd.readouterr().out
+
+
+def test_the_links_of_the_hubs_cache_work_and_others_are_refused(tmp_path):
+    source = save_vit(tmp_path / "source")
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "12ab", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(source.iterdir())):
+        (blobs / str(number)).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(Path("../../blobs") / str(number))
+    assert open_vit(snapshot).sha256 == open_vit(source).sha256
+    (tmp_path / "link").symlink_to(source)  # the folder itself may be one
+    assert open_vit(tmp_path / "link").sha256 == open_vit(source).sha256
+    (tmp_path / "outside.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    (source / "model.safetensors").unlink()
+    (source / "model.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors is a link that leads out of it"):
+        open_vit(source)
+
+
+@pytest.mark.parametrize("where", ["auto_map", "attention", "quantized"])
+def test_code_that_comes_with_a_model_never_runs(tmp_path, monkeypatch, capfd, where):
+    """`auto_map` names Python files of the folder; an attention of the Hub and a quantizer are code of others too."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # a person who says yes to everything
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was opened"))
+    folder = save_vit(tmp_path / "vit")
+    (folder / "code.py").write_text("print('it ran')\nclass Config: pass\nclass Model: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {"auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}},
+               "attention": {"attn_implementation": "kernels-community/flash-attn",
+                             "_attn_implementation": "kernels-community/flash-attn"},
+               "quantized": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}}[where]
+    (folder / "config.json").write_text(json.dumps(config))
+    picture = torch.rand(1, 3, 32, 32)
+    if where == "quantized":
+        with pytest.raises(ValueError, match="vit cannot be opened as a ViT"):
+            open_vit(folder)
+    else:
+        plain = save_vit(tmp_path / "plain")
+        assert torch.equal(open_vit(folder)(picture), open_vit(plain)(picture))
+        assert torch.equal(open_vit(folder, seed=1)(picture), open_vit(plain, seed=1)(picture))
+    config["model_type"] = "of my own"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="vit cannot be opened as a ViT"):
+        open_vit(folder)
+    assert "it ran" not in capfd.readouterr().out
 
 
 @pytest.fixture
