@@ -27,7 +27,7 @@ from helpers.cam import ActivationMap, activation_map, in_band, keep, layers_of,
 from helpers.cam_methods import GRADIENT_FREE, METHODS, SIGN_RULES, TARGETS, Signed
 from helpers.checkpoints import OtherViTError, checkpoint_names, load
 from helpers.data import Sample, renoised
-from helpers.metrics import band_scores, crack_auc, crack_zone, darkness_map
+from helpers.metrics import as_mask, crack_auc, crack_zone, darkness_map
 from helpers.plots import show_images
 from helpers.project import ROOT, data_dir
 from helpers.vit import BUILT_IN, open_vit
@@ -116,6 +116,30 @@ def named_map(model: nn.Module, image: NoisyImage, layer: str, method: str, targ
     """A `NamedMap` of an image; arguments as in `activation_map`."""
     cam = activation_map(model, image.noisy, layer, method, target, sign)
     return NamedMap(cam, name, float("nan") if image.mask is None else crack_auc(cam.raw, image.mask))
+
+
+def band_scores(kept: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
+    """What a thresholded map keeps, as a dict of floats in [0, 1], NaN where nothing can be said.
+
+    Args:
+        kept: (H, W) bool. mask: (H, W) bool, or None where there is none.
+
+    Returns:
+        `kept`: share of the image's pixels; `covered`: share of the crack's pixels that are kept (recall);
+        `precision`: share of the kept pixels that are crack; `iou`: intersection over union.
+
+    >>> band_scores(np.array([[True, True], [False, False]]), np.eye(2, dtype=bool))["covered"]
+    0.5
+    """
+    kept, nan = as_mask(kept), float("nan")
+    count = int(np.count_nonzero(kept))
+    scores = {"kept": count / kept.size, "covered": nan, "precision": nan, "iou": nan}
+    # without a crack only the first can be said; an explorer asks at every move, so counts are taken once
+    if mask is not None and (crack := int(np.count_nonzero(as_mask(mask)))):
+        hits = int(np.count_nonzero(kept & as_mask(mask)))
+        scores |= {"covered": hits / crack, "precision": hits / count if count else nan,
+                   "iou": hits / (count + crack - hits)}
+    return scores
 
 
 def thresholded(image: NoisyImage, shown: NamedMap, lower: float, upper: float, by: str = "value",

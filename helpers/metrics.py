@@ -231,30 +231,6 @@ def crack_ap(raw: Map, mask: Mask) -> float:
     return auc_and_ap(raw, mask)[1]
 
 
-def band_scores(kept: Mask, mask: Mask | None = None) -> dict[str, float]:
-    """What a thresholded map keeps, as a dict of floats in [0, 1], NaN where nothing can be said.
-
-    Args:
-        kept: (H, W) bool. mask: (H, W) bool, or None where there is none.
-
-    Returns:
-        `kept`: share of the image's pixels; `covered`: share of the crack's pixels that are kept (recall);
-        `precision`: share of the kept pixels that are crack; `iou`: intersection over union.
-
-    >>> band_scores(np.array([[True, True], [False, False]]), np.eye(2, dtype=bool))["covered"]
-    0.5
-    """
-    kept, nan = as_mask(kept), float("nan")
-    count = int(np.count_nonzero(kept))
-    scores = {"kept": count / kept.size, "covered": nan, "precision": nan, "iou": nan}
-    # without a crack only the first can be said; an explorer asks at every move, so counts are taken once
-    if mask is not None and (crack := int(np.count_nonzero(as_mask(mask)))):
-        hits = int(np.count_nonzero(kept & as_mask(mask)))
-        scores |= {"covered": hits / crack, "precision": hits / count if count else nan,
-                   "iou": hits / (count + crack - hits)}
-    return scores
-
-
 # Controls: what finds cracks without any network ----------------------------------------------------------------------
 
 

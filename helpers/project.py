@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from importlib.metadata import version
@@ -16,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-
-from surfaces.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas
@@ -94,13 +91,6 @@ def set_seed(seed: int) -> None:
 def versions(*packages: str) -> str:
     """Return "name version" of the given packages in one line, for the first cell of a notebook."""
     return ", ".join(f"{name} {version(name)}" for name in packages)
-
-
-def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write `content` as JSON to `path` through `atomic_path`; NaN becomes null, as strict readers want."""
-    text = json.dumps(plain(content), indent=indent, allow_nan=False, ensure_ascii=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def plain(value: Any) -> Any:

@@ -20,12 +20,12 @@ from helpers import checkpoints, models
 from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.metrics import mse
-from helpers.project import data_dir, env_path, set_seed, write_json
+from helpers.project import data_dir, env_path, set_seed
 from lab.aggregate import interval, item_rows, mean_of_sources, source_rows
 from lab.cost import weights
 from lab.intervals import holm
 from lab.measures import other_tile, zone_mse
-from lab.provenance import provenance
+from lab.provenance import provenance, write_json
 from lab.recipes import JOINS_TRIED, Recipe
 from lab.runs import refuse_another
 from lab.student import TEACHER

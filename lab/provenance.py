@@ -1,13 +1,17 @@
-"""Where a result comes from: command, git revision, seed and machine."""
+"""Where a result comes from: command, git revision, seed and machine; and JSON files that are whole or not there."""
 
+import json
 import os
 import platform
 import subprocess
 from datetime import date
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from helpers.project import ROOT, pick_device
+from helpers.project import ROOT, pick_device, plain
+from surfaces.files import atomic_path
 
 
 def provenance(command, seed):
@@ -29,3 +33,10 @@ def git_revision():
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write `content` as JSON to `path` through `atomic_path`; NaN becomes null, as strict readers want."""
+    text = json.dumps(plain(content), indent=indent, allow_nan=False, ensure_ascii=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

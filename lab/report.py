@@ -27,11 +27,11 @@ from tqdm import tqdm
 from helpers.checkpoints import checkpoint_names, load, read_card
 from helpers.data import open_dataset
 from helpers.denoise import denoise
-from helpers.project import data_dir, env_path, results, write_json
+from helpers.project import data_dir, env_path, results
 from lab.aggregate import interval, item_rows, per_source, quotient, with_mean
 from lab.filters import FILTERS, GRIDS, search
 from lab.measures import evaluate_image, legibility_ap
-from lab.provenance import provenance
+from lab.provenance import provenance, write_json
 from lab.report_student import report_student
 from lab.student import TEACHER
 from lab.surface_stats import passed, surface_statistics

@@ -18,11 +18,11 @@ from torchvision.transforms.functional import gaussian_blur
 
 from helpers import checkpoints
 from helpers.noise import noise_generator
-from helpers.project import data_dir, write_json
+from helpers.project import data_dir
 from lab.aggregate import interval, labels_of, per_source, quotient, rounded
 from lab.loss_curves import RISES, at, by_source, curve, drawn_curves, point, with_interval
 from lab.measures import gap_closed
-from lab.provenance import provenance
+from lab.provenance import provenance, write_json
 from lab.report import cached, reader
 from lab.retrain import BUDGET, PLAN, folder, measure, test_sets, valid_set
 from lab.tables import save_tables

@@ -21,10 +21,11 @@ from helpers.cam import activation_map
 from helpers.data import open_dataset
 from helpers.losses import CamWeightedLoss, CombinedLoss, FrequencyLoss, RegionalSharpnessLoss, WaveletLoss
 from helpers.metrics import crack_auc
-from helpers.project import data_dir, env_path, set_seed, write_json
+from helpers.project import data_dir, env_path, set_seed
 from helpers.vit import open_vit
 from lab.controls import CONTROLS, MovedCamLoss
 from lab.measures import evaluate_image
+from lab.provenance import write_json
 from lab.recipes import Recipe
 from lab.report import measure_legibility, numpy_picture, reader
 from lab.runs import refuse_another

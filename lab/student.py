@@ -27,10 +27,10 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from helpers.checkpoints import read_tensors, save_tensors
 from helpers.data import Crops, drawn_pool, open_dataset
-from helpers.project import data_dir, env_path, write_json
+from helpers.project import data_dir, env_path
 from helpers.training import fit
 from helpers.vit import BUILT_IN, extra_tokens, open_vit
-from lab.provenance import provenance
+from lab.provenance import provenance, write_json
 from lab.recipes import SHEETS
 from lab.runs import AcceleratedRun, fingerprint
 from surfaces.folders import list_photos

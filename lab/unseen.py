@@ -33,7 +33,7 @@ def stronger_noise(clean: Tensor, name: str) -> Tensor:
 def camera_noise(clean: Tensor, name: str) -> Tensor:
     """`clean` (3, H, W) in [0, 1] with Poisson-Gaussian noise: shot noise grows with light, read noise does not.
 
-    Model: A. Foi et al., IEEE TIP 17, 2008. Seeded by the picture's name, as `noise_generator` does.
+    Model: A. Foi et al., IEEE TIP 17, 2008. Seeded by the image's name, as `noise_generator` does.
     """
     rng = noise_generator(name, 0, seed=1)
     photons = torch.from_numpy(rng.poisson(clean.numpy() / GAIN).astype(np.float32))

@@ -22,10 +22,11 @@ from helpers.losses import CombinedLoss, RegionalSharpnessLoss
 from helpers.metrics import psnr, ssim
 from helpers.models import DenseDAE, HybridViTUNet, UNet
 from helpers.noise import add_noise
-from helpers.project import pick_device, results, write_json
+from helpers.project import pick_device, results
 from helpers.vit import open_vit, vit_blocks
 from lab.controls import MovedCamLoss
 from lab.intervals import paired_bootstrap
+from lab.provenance import write_json
 from lab.unseen import Familiar
 from surfaces.draw import draw_surface
 from surfaces.files import write_new

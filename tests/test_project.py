@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import project
-from helpers.project import data_dir, env_path, live_seconds, pick_device, set_seed, versions, write_json
-from lab.provenance import git_revision, provenance
+from helpers.project import data_dir, env_path, live_seconds, pick_device, set_seed, versions
+from lab.provenance import git_revision, provenance, write_json
 from surfaces.files import atomic_path
 
 
