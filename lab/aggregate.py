@@ -20,9 +20,10 @@ def item_rows(items: Sequence, columns: Mapping, **words: object) -> pd.DataFram
 
     Args:
         items: Items or Samples.
-        columns: {figure: (n,)}.
+        columns: {figure: (n,)}; None, as JSON has it, is NaN.
     """
-    return pd.DataFrame({**words, **{what: [getattr(item, what) for item in items] for what in ITEM}, **columns})
+    figures = {name: np.asarray(values, float) for name, values in columns.items()}
+    return pd.DataFrame({**words, **{what: [getattr(item, what) for item in items] for what in ITEM}, **figures})
 
 
 def per_source(items: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -108,12 +108,13 @@ def items_of(dataset):
 
 def rows_of(method, columns, base, labels, **words):
     """Return a row per source and their mean: averages, sharpness, aligned sharpness, gap closed, artefacts."""
-    rows = per_source(pd.DataFrame({**labels, **columns, "psnr": -10 * np.log10(columns["mse"])}), [])
-    plain = per_source(pd.DataFrame({**labels, **base}), [])
+    tiles, before = (pd.DataFrame({**labels, **{name: np.asarray(values, float) for name, values in part.items()}})
+                     for part in (columns, base))
+    rows, plain = per_source(tiles.assign(psnr=-10 * np.log10(tiles["mse"])), []), per_source(before, [])
     rows["sharpness"] = quotient(rows, "sharpness", "sharpness_clean")
-    rows["aligned_sharpness"], before = (quotient(part, "aligned_numerator", "aligned_denominator")
-                                         for part in (rows, plain))
-    rows["gap"] = pd.Series(map(gap_closed, rows["aligned_sharpness"], before), dtype=float)  # None: there is no gap
+    rows["aligned_sharpness"], aligned = (quotient(part, "aligned_numerator", "aligned_denominator")
+                                          for part in (rows, plain))
+    rows["gap"] = pd.Series(map(gap_closed, rows["aligned_sharpness"], aligned), dtype=float)  # None: there is no gap
     extra = [name for name in columns if name.startswith(("checkerboard", "residual_", "auc "))]
     # the mean is of the sources that have a figure; rise and gap of the mean are the curve's
     rise, gap = point(columns, base, labels)

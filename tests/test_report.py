@@ -35,11 +35,13 @@ def test_rows_stand_as_they_are_stored():
 
 
 def test_a_source_without_cracks_has_no_figure_there_and_neither_has_the_mean():
-    items = item_rows(ITEMS, {"mse": [0.01, 0.1, 0.001, 0.001], "mse_crack": [0.5, np.nan, np.nan, np.nan]}, method="x")
+    items = item_rows(ITEMS, {"mse": [0.01, 0.1, 0.001, 0.001], "mse_crack": [0.5, np.nan, None, None],
+                              "legibility": [None] * 4}, method="x")
     rows = source_rows(items, ["method"]).set_index("source")
     assert rows["n"].to_dict() == {"wall": 2, "road": 2, "mean": 4}
     assert rows["mse"].to_dict() == pytest.approx({"wall": 0.055, "road": 0.001, "mean": 0.028})
     assert rows.at["wall", "mse_crack"] == 0.5 and rows["mse_crack"].isna().tolist() == [False, True, True]
+    assert rows["legibility"].isna().all()
     assert mean_of_sources(items["mse"], items) == mean_of_sources(items["mse"], ITEMS) == pytest.approx(0.028)
 
 

@@ -135,11 +135,13 @@ def test_draws_of_curves_are_alike_for_equal_curves():
 
 
 def test_rows_have_the_sources_and_their_mean():
-    full = columns(0.01, 0.6) | {"sharpness": [0.5] * 18, "sharpness_clean": [1.0] * 18, "ssim": [0.9] * 18}
+    full = columns(0.01, 0.6) | {"sharpness": [0.5] * 18, "sharpness_clean": [1.0] * 18, "ssim": [0.9] * 18,
+                                       "legibility": [None] * 18, "auc bottleneck": [None] * 9 + [0.5] * 9}
     rows = report.rows_of("pixel", full, columns(0.01, 0.5), LABELS, run="pixel-0.4-0").set_index("source")
     assert list(rows.index) == ["a", "b", "mean"]
     assert rows.at["mean", "psnr"] == pytest.approx(20) and rows.at["mean", "gap"] == pytest.approx(0.2)
     assert rows.at["mean", "rise"] == pytest.approx(0) and np.isnan(rows.at["a", "rise"])
+    assert rows["auc bottleneck"].isna().tolist() == [True, False, False] and rows.at["mean", "auc bottleneck"] == 0.5
     assert rows.at["a", "sharpness"] == 0.5 and rows["legibility"].isna().all() and set(rows["run"]) == {"pixel-0.4-0"}
 
 
