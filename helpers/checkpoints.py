@@ -4,7 +4,7 @@
     model, card = load("mine"), read_card("mine")
 
 The card is JSON in the file's metadata, under the key "card": architecture and its arguments, data, seed, steps, git
-revision, metrics, and a sha256 of the weights. ``python -m lab.cards`` prints it. Nothing here unpickles, and nothing
+revision, metrics, and a sha256 of the weights; ``python -m lab.cards`` prints it. Nothing here unpickles, and nothing
 that a file says makes it go to the internet.
 """
 
@@ -64,7 +64,7 @@ def _aliases() -> dict[str, str]:
     if not isinstance(aliases, dict):
         raise CheckpointError(f'aliases.json must be {{"alias": "name"}}, got a {type(aliases).__name__}')
     for alias, name in aliases.items():
-        if not isinstance(name, str) or not name or Path(name).name != name:  # a path would lead out of the folder
+        if not (isinstance(name, str) and name and Path(name).name == name):  # a path would lead out of the folder
             raise CheckpointError(f"aliases.json: {alias!r} must be the name of a checkpoint, got {name!r}")
     return aliases
 
@@ -131,16 +131,6 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _checked(card: object, where: str) -> dict:
-    """Return `card` if it has the fields that loading relies on; `where` names the file in the message."""
-    if not isinstance(card, dict):
-        raise CheckpointError(f"{where} needs a card, a JSON object, got {card!r:.80}")
-    for field, (kind, words) in WANTED.items():
-        if not isinstance(card.get(field), kind) and (field in card or field != "vit"):
-            raise CheckpointError(f"{where}: the card's field {field!r} must be {words}, got {card.get(field)!r:.80}")
-    return card
-
-
 def save(model: Denoiser, name: str, card: dict, half: bool = True, folder: str = "checkpoints") -> Path:
     """Write `model` as checkpoint `name`, weights and card in one step.
 
@@ -158,21 +148,20 @@ def save(model: Denoiser, name: str, card: dict, half: bool = True, folder: str 
         CheckpointError: weights that are not finite in this precision.
         OSError: the file cannot be written; an older one is left as it was.
     """
-    path = data_dir() / folder / f"{name}.safetensors"
-    state = model.state_dict()
+    path, state = data_dir() / folder / f"{name}.safetensors", model.state_dict()
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    for key, value in state.items():
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{path.name} is not written: {key} holds NaN or infinity"
-                                  + (" in half precision" if half else ""))
+    # What could not be loaded again is not written: above 65504 half precision has only infinity.
+    if wrong := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{path.name} is not written: {wrong[0]} holds NaN or infinity (stored as "
+                              f"{state[wrong[0]].dtype})")
     card = plain({**card, **model.card(), "name": name, "sha256": tensors_sha256(state)})
     save_tensors(state, path, {"card": json.dumps(card, ensure_ascii=False, allow_nan=False)})
     return path
 
 
 def _read(name: str) -> tuple[dict[str, torch.Tensor], dict, str]:
-    """Return tensors, card and file name of checkpoint `name`, the card's fields checked."""
+    """Return tensors, card and file name of checkpoint `name`."""
     path = checkpoint_path(name)
     if not path.is_file():
         there = ", ".join(checkpoint_names()) or "none"
@@ -184,7 +173,13 @@ def _read(name: str) -> tuple[dict[str, torch.Tensor], dict, str]:
     except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} needs a card, JSON under the key 'card' of its metadata: "
                               f"{type(error).__name__}: {error}") from error
-    return tensors, _checked(card, path.name), path.name
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{path.name} needs a card, a JSON object, got {card!r:.80}")
+    for field, (kind, words) in WANTED.items():
+        value = card.get(field)
+        if not isinstance(value, kind) and (field in card or field != "vit"):
+            raise CheckpointError(f"{path.name}: the card's field {field!r} must be {words}, got {value!r:.80}")
+    return tensors, card, path.name
 
 
 def read_card(name: str) -> dict:

@@ -326,6 +326,7 @@ def test_an_alias_is_a_second_name_and_no_second_file(saved):
     (b"{", "aliases.json is no readable JSON"), (b"\xff\xfe", "aliases.json is no readable JSON: UnicodeDecodeError"),
     (b"[" * 100_000, "aliases.json is no readable JSON: RecursionError"), (b"", "aliases.json is no readable JSON"),
     (b'["tiny"]', "aliases.json must be .*, got a list"),
+    (b'{"sharp": ""}', "aliases.json: 'sharp' must be the name of a checkpoint, got ''"),
     (b'{"sharp": null}', "aliases.json: 'sharp' must be the name of a checkpoint, got None"),
     (b'{"sharp": "../runs/tiny"}', "aliases.json: 'sharp' must be the name .*, got '../runs/tiny'"),
 ], ids=lambda value: str(value)[:24])
