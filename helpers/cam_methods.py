@@ -192,10 +192,9 @@ def kernel_projection(features: Tensor, kernel: str = "sigmoid", gamma: float | 
                       rank: int = 64) -> Tensor:
     """First kernel principal component of one image's features (C, h, w), sign as it falls: (h, w) float32.
 
-    Nystroem: with K the n x n kernel matrix of all positions, K_m its columns at m landmarks (spread evenly, the same
-    in every call) and K_mm the block between those, K is about K_m K_mm^-1 K_m'. Of K_mm the `rank` eigenvalues of
-    largest size are kept, with their signs, since the sigmoid kernel has negative ones. The first eigenvector of that
-    matrix, centred over *all* positions, comes from a `rank` x `rank` problem; time and memory grow with n, not n * n.
+    Nystroem: with K the n x n kernel matrix of all positions, K_m its columns at m landmarks and K_mm the block between
+    those, K is about K_m K_mm^-1 K_m'. Of K_mm the `rank` eigenvalues of largest size are kept, with their signs, since
+    the sigmoid kernel has negative ones. Time and memory grow with n, not n * n.
 
     Source: Williams & Seeger, "Using the Nystroem method to speed up kernel machines" (NeurIPS 2000); Schoelkopf, Smola
     & Mueller, "Nonlinear component analysis as a kernel eigenvalue problem" (Neural Computation 1998).

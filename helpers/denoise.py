@@ -52,17 +52,15 @@ def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = Non
         progress: show a bar that counts tiles.
 
     Returns:
-        The denoised image: same kind, shape and dtype, torch on the image's device. Floating point is what the
-        model says, unclipped; uint8 is clipped and rounded.
+        The denoised image: same kind, shape, dtype and device, floating point unclipped, uint8 clipped and rounded.
 
     Raises:
         TypeError: `model` is no `torch.nn.Module`; `image` is neither array nor tensor, or of another dtype.
         ValueError: another shape, an empty image, NaN or infinity in it or in a weight; a tile, overlap or batch size
             that cannot be; a model whose output is not of its input's shape.
 
-    Example:
-        >>> denoise(nn.Identity(), np.full((5, 1, 3), 0.25, np.float32)).shape
-        (5, 1, 3)
+    >>> denoise(nn.Identity(), np.full((5, 1, 3), 0.25, np.float32)).shape
+    (5, 1, 3)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module such as load('unet'), got {type(model).__name__}")
@@ -89,7 +87,13 @@ def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = Non
                 for x, piece, fade in zip(columns, denoised, across.weights[first:], strict=False):
                     band[:, :, x:x + across.size] += piece * (weight[:, None] * fade).to(home)
                 bar.update(len(columns))
-            _write(output, y, until, band[:, :until - y, :width])
+            rows = band[:, :until - y, :width]
+            if image.dtype in (np.uint8, torch.uint8):  # floating point stays as the model says
+                rows = (rows * 255).round_().clamp_(0, 255)
+            if isinstance(output, np.ndarray):
+                output[y:until] = rows.permute(1, 2, 0).numpy()
+            else:
+                output[:, y:until] = rows
             # the rows that the next tiles add to move up, with empty ones behind them
             band = torch.cat([band[:, until - y:], torch.zeros_like(band[:, :until - y])], dim=1)
     return output
@@ -223,16 +227,6 @@ def _run(model: nn.Module, tiles: Tensor) -> Tensor:
         got = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised)
         raise ValueError(f"a denoiser must return shape {tuple(tiles.shape)}, {type(model).__name__} returned {got}")
     return denoised.float()
-
-
-def _write(output: np.ndarray | Tensor, y: int, until: int, rows: Tensor) -> None:
-    """Write finished `rows`, (3, until - y, W) float32, in the output's dtype."""
-    if output.dtype in (np.uint8, torch.uint8):
-        rows = (rows * 255).round_().clamp_(0, 255)  # floating point stays as the model says
-    if isinstance(output, np.ndarray):
-        output[y:until] = rows.permute(1, 2, 0).numpy()
-    else:
-        output[:, y:until] = rows
 
 
 def _pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:

@@ -16,7 +16,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,7 @@ RESIZE = ("positions", "picture")
 
 
 class ViT(nn.Module):
-    """A Vision Transformer that takes images in [0, 1] and normalises them as its own preprocessor says.
-
-    It keeps nothing of the images that it saw, so that several threads may call it at once.
+    """A Vision Transformer that takes images in [0, 1], from several threads at once, and normalises them as it wants.
 
     Attributes:
         model: the network of the library `transformers`; `config` is its configuration.
@@ -61,7 +59,8 @@ class ViT(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.channels = self.config.hidden_size
         # DINO interpolates its position embeddings unasked
-        self._options = {"interpolate_pos_encoding": True} if _takes(model.forward, "interpolate_pos_encoding") else {}
+        takes = inspect.signature(model.forward).parameters
+        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
 
     def forward(self, images: Tensor, blocks: Sequence[int | None] | None = None) -> Tensor | list[Tensor]:
         """Return the last tokens, after the final normalisation; or a list of the tokens after the given blocks.
@@ -140,7 +139,7 @@ def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positi
         if config.model_type not in EXTRA_TOKENS:  # before any weight is read
             raise ValueError(f"wanted a ViT of the kinds {', '.join(EXTRA_TOKENS)}, got {config.model_type!r}")
         kind = MODEL_MAPPING[type(config)]
-        options = {"add_pooling_layer": False} if _takes(kind, "add_pooling_layer") else {}
+        options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
         if seed is None:
             weights, digest = _read_weights(folder)  # of the very bytes that are used
             model = _with_weights(kind, config, weights, options)
@@ -235,7 +234,6 @@ class ConcatJoin(nn.Sequential):
                          nn.Conv2d(2 * channels, 2 * channels, 1))
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """Return features and projected tokens, one after the other."""
         tokens = interpolate(tokens, features.shape[-2:], mode="bilinear", align_corners=False)  # (B, C, h, w)
         return torch.cat([features, super().forward(tokens)], dim=1)  # (B, F + 2F, h, w)
 
@@ -252,7 +250,6 @@ class GatedJoin(nn.Module):
         nn.init.zeros_(self.value.bias)
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """Return the features, with what the gate lets through of the tokens."""
         tokens = interpolate(tokens, features.shape[-2:], mode="bilinear", align_corners=False)  # (B, C, h, w)
         tokens = self.tokens(tokens)  # (B, F, h, w)
         gate = torch.sigmoid(self.gate(torch.cat([features, tokens], dim=1)))  # (B, F, h, w) in 0..1
@@ -272,7 +269,6 @@ class AttentionJoin(nn.Module):
         nn.init.zeros_(self.attention.out_proj.bias)
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """Return the features, with the answers to their questions added."""
         tokens = self.tokens(tokens)  # (B, F, g, g)
         here = interpolate(tokens, features.shape[-2:], mode="bilinear", align_corners=False)  # (B, F, h, w)
         asked = self.ask(torch.cat([features, here], dim=1))  # (B, F, h, w)
@@ -283,10 +279,6 @@ class AttentionJoin(nn.Module):
 
 
 JOINS = {"concat": ConcatJoin, "gated": GatedJoin, "attention": AttentionJoin}
-
-
-def _takes(function: Callable[..., Any], argument: str) -> bool:
-    return argument in inspect.signature(function).parameters
 
 
 def _find(source: str | os.PathLike[str] | None) -> tuple[Path, str]:
