@@ -55,8 +55,7 @@ def test_legibility_of_clean_images_is_of_the_cracked_only(samples, monkeypatch,
 def test_cost_has_the_columns_that_are_stored(monkeypatch, data):
     monkeypatch.setattr(report, "checkpoint_names", lambda: ["conv", "unet"])
     monkeypatch.setattr(report, "load", lambda name: UNet(2))
-    monkeypatch.setattr(report, "checkpoint_path", lambda name: data)
-    monkeypatch.setattr(report, "sha256", lambda path: "some")
+    monkeypatch.setattr(report, "read_card", lambda name: {"sha256": "some"})
     monkeypatch.setattr(report, "large", lambda name: {"seconds_12mp": 1.5, "peak_mb_12mp": 7})
     rows = report.costs()
     assert list(rows) == COST and rows["peak_mb_12mp"].tolist()[1] == 7
