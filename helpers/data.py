@@ -3,8 +3,8 @@
     test = open_dataset("test", sigma=50)             # a fixed set; test[0].noisy and test[0].clean, (3, 224, 224)
     crops = Crops({"drawn": drawn_pool(40)}, 10_000)  # random crops to train on
 
-In valid and test the noise is seeded by the seed, the item's name and sigma, so that every method sees the same noise
-whatever the order; in train by the seed and the item's number, so that workers never repeat it.
+In valid and test the noise is seeded by the seed, the item's name and sigma: every method sees the same noise whatever
+the order. In train it is seeded by the seed and the item's number: workers never repeat it.
 """
 
 import math
@@ -55,16 +55,12 @@ def make_sample(item: Item, image: np.ndarray, mask: np.ndarray, sigma: float, r
     clean = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))  # (3, H, W)
     if image.dtype == np.uint8:
         clean /= 255
-    noisy = add_noise(clean, sigma, rng)
-    mask = torch.from_numpy(np.array(mask, dtype=bool))
-    return Sample(clean, noisy, mask, item.has_mask, item.name, item.photo, item.group, item.source, float(sigma))
+    mask = torch.from_numpy(np.array(mask, dtype=bool))  # a copy: masks read from the cache cannot be written to
+    return Sample(clean, add_noise(clean, sigma, rng), mask, sigma=float(sigma), **item._asdict())
 
 
 def renoised(sample: Sample, sigma: float) -> torch.Tensor:
-    """Return a sample's noisy image, (3, H, W), at another noise level, the same at every call.
-
-    At the sample's own level it is the sample's own; at another it is drawn as `open_dataset` draws valid and test with
-    that sigma and seed 0.
+    """Return a sample's noisy image (3, H, W) at another level: as `open_dataset` draws valid and test, with seed 0.
 
     >>> sample = open_dataset("valid", photos=False, sigma=50)[0]
     >>> torch.equal(renoised(sample, 25), open_dataset("valid", photos=False, sigma=25)[0].noisy)
@@ -77,22 +73,16 @@ def renoised(sample: Sample, sigma: float) -> torch.Tensor:
 
 def open_dataset(split: str, photos: str | Path | bool | None = None, sigma: Sigma = 50, seed: int = 0,
                  length: int | None = None) -> "ImageDataset":
-    """Open a split of the built-in surfaces, or of a folder of photographs.
+    """Open a split of the built-in surfaces, or of a folder of photographs: `Sample`s in a fixed order.
 
     Args:
         split: "train", "valid" or "test".
-        photos: folder of photographs (layouts: `surfaces.folders.list_photos`); default the one in `CRACK_PHOTOS`, and
-            the built-in surfaces where that is not set; False for the built-in ones even where it is. Photographs are
-            cut into tiles of 224 x 224.
+        photos: folder of photographs (layouts: `surfaces.folders.list_photos`), which are cut into tiles of 224 x 224;
+            default the one in `CRACK_PHOTOS`, where that is set; False for the built-in surfaces even where it is.
         sigma: noise on the 0..255 scale, a number or a (low, high) range, uniform per item.
         seed: of the noise, and of which surfaces are drawn for train. Valid and test surfaces are always the same.
         length: in train the number of samples (default 2000 synthetic ones, no image twice; or every tile once - tiles
             repeat beyond that, their noise never does). In valid and test at most so many, spread over the sources.
-
-    Returns:
-        A map-style data set of `Sample` in a fixed order. `dataset.items` lists name, photo, group, source and
-        has_mask without reading pixels; `dataset.clean(i)` is image i without noise, (H, W, 3) float32 in [0, 1],
-        and its mask, (H, W) bool.
 
     Raises:
         ValueError: unknown split, impossible sigma, length or seed, a photograph that cannot be used (naming it).
@@ -115,10 +105,22 @@ def open_dataset(split: str, photos: str | Path | bool | None = None, sigma: Sig
 
 
 class ImageDataset(Dataset):
-    """Images in a fixed order, with noise. A subclass hands in the `items` and says how to get `clean(index)`."""
+    """Images in a fixed order, with noise; `items` lists what is known of them without reading pixels.
 
-    def __init__(self, items: Sequence[Item], split: str, sigma: Sigma, seed: int):
-        self.items, self.split, self.sigma, self.seed = list(items), split, sigma_range(sigma), seed
+    A subclass hands in what there is, and says how to get `clean(index)`, image number ``chosen[index]`` of it.
+    """
+
+    def __init__(self, items: Sequence[Item], split: str, sigma: Sigma, seed: int, length: int | None = None):
+        count = len(items)
+        if length is None or (length > count and split != "train"):
+            length = count
+        if length > count:  # in train again and again
+            self.chosen = [i % count for i in range(length)]
+        else:  # a share of every source, not the first ones of the list
+            by_source = sorted(range(count), key=lambda i: (items[i].source, items[i].photo))
+            self.chosen = sorted(by_source[i * count // length] for i in range(length))
+        self.items = [items[i] for i in self.chosen]
+        self.split, self.sigma, self.seed = split, sigma_range(sigma), seed
 
     def clean(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return image `index` without noise, (H, W, 3) float32 in [0, 1], and its mask, (H, W) bool."""
@@ -129,28 +131,25 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         index = _position(index, len(self))
-        item = self.items[index]
         if self.split == "train":
             rng = np.random.default_rng([TRAIN, self.seed, index])  # by number: a tile that repeats gets new noise
         else:
-            rng = noise_generator(item.name, self.sigma, self.seed)  # by name: the order does not matter
-        sigma = choose_sigma(self.sigma, rng)
-        return make_sample(item, *self.clean(index), sigma, rng)
+            rng = noise_generator(self.items[index].name, self.sigma, self.seed)  # by name, whatever the order
+        sigma = choose_sigma(self.sigma, rng)  # before the noise, from the same generator
+        return make_sample(self.items[index], *self.clean(index), sigma, rng)
 
 
 class BuiltInImages(ImageDataset):
     """Synthetic surfaces of 224 x 224; test also has synthetic cracks on tiles of real textures (`photo-texture`)."""
 
     def __init__(self, split: str, sigma: Sigma = 50, seed: int = 0, length: int | None = None):
-        drawings = list_drawings(split, seed, length)
-        items = [Item(drawing.name, drawing.photo, drawing.photo, drawing.source, True) for drawing in drawings]
-        chosen = _choose(items, length, split)
-        self.drawings = [drawings[i] for i in chosen]
-        super().__init__([items[i] for i in chosen], split, sigma, seed)
+        self.drawings = list_drawings(split, seed, length)
+        items = [Item(drawing.name, drawing.photo, drawing.photo, drawing.source, True) for drawing in self.drawings]
+        super().__init__(items, split, sigma, seed, length)
 
     def clean(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw image `index`, (224, 224, 3) float32 in [0, 1], and its mask, (224, 224) bool."""
-        return draw_built_in(self.drawings[_position(index, len(self))])
+        """Draw image `index` and its mask; shapes as in the base class."""
+        return draw_built_in(self.drawings[self.chosen[index]])
 
 
 class PhotographTiles(ImageDataset):
@@ -159,17 +158,16 @@ class PhotographTiles(ImageDataset):
     def __init__(self, tiles: Sequence[Tile], split: str, sigma: Sigma = 50, seed: int = 0, length: int | None = None):
         items = [Item(tile.name, tile.photo.photo, tile.photo.group, tile.photo.source, tile.photo.mask is not None)
                  for tile in tiles]
-        chosen = _choose(items, length, split)
-        self.tiles, self._last = [tiles[i] for i in chosen], {}
-        super().__init__([items[i] for i in chosen], split, sigma, seed)
+        self.tiles, self._last = tiles, {}  # the photograph that was read last: its tiles in a row decode it once
+        super().__init__(items, split, sigma, seed, length)
 
     def clean(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read tile `index`, (224, 224, 3) float32 in [0, 1], and its mask, (224, 224) bool, all False without one."""
-        return read_tile(self.tiles[_position(index, len(self))], self._last)
+        """Read tile `index` and its mask, all False without one; shapes as in the base class."""
+        return read_tile(self.tiles[self.chosen[index]], self._last)
 
 
 class Crops(Dataset):
-    """Random crops with noise: what is trained on. Sample k is the same in every run, process and order.
+    """Random crops with noise: what is trained on.
 
     Sample k chooses, from a generator seeded by (seed, k) alone: a source, an image, a crop, one of the eight flips
     and rotations, sigma and the noise. A training resumed at k, or split among processes, sees the same samples.
@@ -177,8 +175,7 @@ class Crops(Dataset):
     Args:
         pools: dict from a source's name to its images, a sequence of ((H, W, 3) uint8, (H, W) bool or None)
             (`drawn_pool`, `surfaces.training_images.photo_pool`).
-        length: number of samples.
-        size: side of a crop in pixels.
+        length, size: number of samples, and the side of a crop in pixels.
         sigma: noise on the 0..255 scale, a number or a (low, high) range, uniform per sample.
         seed: whole number of at least 0.
         weights: dict from source to its share, default equal shares whatever the number of images.
@@ -186,8 +183,7 @@ class Crops(Dataset):
             surfaces of colours that no training image has.
 
     Raises:
-        ValueError: no images, a length below 1, weights of other sources; an image smaller than the crop (when
-            opened or, for images that are no list, when read).
+        ValueError: no images, a length below 1, weights of other sources; an image smaller than the crop.
 
     >>> images = [(np.zeros((80, 90, 3), np.uint8), np.zeros((80, 90), bool))]
     >>> sample = Crops({"grey": images}, length=10, size=64)[3]
@@ -197,23 +193,22 @@ class Crops(Dataset):
 
     def __init__(self, pools: dict[str, Pool], length: int, size: int = 64, sigma: Sigma = (5, 60), seed: int = 0,
                  weights: dict[str, float] | None = None, colour: float = 0.0):
-        if not pools or not all(len(pool) for pool in pools.values()):
-            counts = {source: len(pool) for source, pool in pools.items()}
+        counts = {source: len(pool) for source, pool in pools.items()}
+        if not counts or not all(counts.values()):
             raise ValueError(f"pools must hold images for every source, got {counts}")
         if length < 1 or size < 1 or seed < 0:
-            raise ValueError("wanted length and size above 0 and a seed of at least 0, "
-                             f"got {length}, {size} and {seed}")
+            raise ValueError(f"wanted length and size above 0 and a seed of at least 0, got {length}, {size}, {seed}")
         weights = weights or dict.fromkeys(pools, 1)
         if set(weights) != set(pools) or min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf:
             raise ValueError(f"weights must be one number from 0 for each of {', '.join(pools)}, got {weights}")
         if not 0 <= colour <= 1:
             raise ValueError(f"colour must be a share in 0..1, got {colour}")
-        self.pools, self.length, self.size, self.sigma, self.seed = pools, length, size, sigma_range(sigma), seed
-        self.colour = colour
+        self.pools, self.length, self.size = pools, length, size
+        self.sigma, self.seed, self.colour = sigma_range(sigma), seed, colour
         self.sources = [source for source in pools if weights[source] > 0]
         shares = np.array([weights[source] for source in self.sources], float)
         self._upto = np.cumsum(shares / shares.sum())[:-1]  # a random number in [0, 1) falls into one source's part
-        for source in self.sources:
+        for source in self.sources:  # what is no list may be slow to read: it is checked crop by crop
             for number, (image, _) in enumerate(pools[source] if isinstance(pools[source], list) else ()):
                 self._check(image, source, number)
 
@@ -241,19 +236,19 @@ class Crops(Dataset):
         crop = _turned(image[window], turn)
         crack = np.zeros(crop.shape[:2], bool) if mask is None else _turned(mask[window], turn)
         if self.colour and rng.random() < self.colour:
-            crop = _recoloured(crop, rng)
-        sigma = choose_sigma(self.sigma, rng)
-        photo = f"{source}-{number:05d}"
+            # channels in another order, and more or less far from their grey
+            crop = crop[..., rng.permutation(3)].astype(np.float32)
+            grey = crop.mean(-1, keepdims=True)
+            crop = grey + np.exp(rng.uniform(np.log(0.4), np.log(3))) * (crop - grey)
+            crop = np.clip(np.rint(crop), 0, 255).astype(np.uint8)
+        sigma, photo = choose_sigma(self.sigma, rng), f"{source}-{number:05d}"
         item = Item(f"{photo}-{index}", photo, photo, source, mask is not None)
         return make_sample(item, crop, crack, sigma, rng)
 
 
 def drawn_pool(count: int, size: int = 512, seed: int = 0, kinds: Sequence[str] | None = None, workers: int = 1
                ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Draw train sheets of built-in surfaces for `Crops`, once: they are kept in ``data/cache``.
-
-    Arguments, result and errors: `surfaces.training_images.drawn_sheets`.
-    """
+    """Draw train sheets for `Crops`, once: `surfaces.training_images.drawn_sheets` with ``data/cache`` as cache."""
     return drawn_sheets(count, data_dir() / "cache", size, seed, kinds, workers)
 
 
@@ -264,26 +259,7 @@ def _position(index, length):
     return int(index) % length
 
 
-def _choose(items, length, split):
-    """Return which images are taken for `length` samples: spread over the sources, in train again and again."""
-    count = len(items)
-    if length is None or length == count or (length > count and split != "train"):
-        return range(count)
-    if length > count:
-        return [i % count for i in range(length)]
-    by_source = sorted(range(count), key=lambda i: (items[i].source, items[i].photo))
-    return sorted(by_source[i * count // length] for i in range(length))
-
-
 def _turned(array, turn):
     """Return one of the eight flips and rotations of the first two axes, `turn` in 0..7."""
     array = array[::-1 if turn & 1 else 1, ::-1 if turn & 2 else 1]
     return array.swapaxes(0, 1) if turn & 4 else array
-
-
-def _recoloured(crop, rng):
-    """Return a crop (h, w, 3) uint8 with its channels in another order and another saturation."""
-    crop = crop[..., rng.permutation(3)].astype(np.float32)
-    grey = crop.mean(-1, keepdims=True)
-    crop = grey + np.exp(rng.uniform(np.log(0.4), np.log(3))) * (crop - grey)
-    return np.clip(np.rint(crop), 0, 255).astype(np.uint8)

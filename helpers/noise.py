@@ -46,10 +46,7 @@ def add_noise(clean: torch.Tensor, sigma: float, generator: torch.Generator | np
 
 
 def sigma_range(sigma: Sigma) -> tuple[float, float]:
-    """Return sigma as (low, high), both the same for a number.
-
-    Raises:
-        ValueError: neither a number nor two, or not 0 <= low <= high <= 255.
+    """Return sigma as (low, high), both the same for a number; ValueError where not 0 <= low <= high <= 255.
 
     >>> sigma_range(50), sigma_range((5, 60))
     ((50.0, 50.0), (5.0, 60.0))
@@ -71,17 +68,13 @@ def choose_sigma(sigma: Sigma, rng: np.random.Generator) -> float:
 
 
 def noise_generator(name: str, sigma: Sigma, seed: int = 0) -> np.random.Generator:
-    """Return the generator of an item's noise in valid and test: seeded by the seed, its name and sigma.
-
-    Args:
-        name: of the item.
-        sigma: on the 0..255 scale, a number or a (low, high) range.
-        seed: of the data set.
+    """Return the generator of an item's noise in valid and test: seeded by the data set's seed, its name and sigma.
 
     >>> grey = torch.full((3, 8, 8), 0.5)
     >>> torch.equal(*(add_noise(grey, 25, noise_generator("wall", 25)) for _ in range(2)))
     True
     """
     low, high = sigma_range(sigma)
+    # hash() differs from run to run; a digest of the text is the same on every machine
     text = f"{seed}|{name}|{low:.6g}|{high:.6g}"
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
