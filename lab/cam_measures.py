@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from helpers.cam import SharedMap, activation_map, along, layer_features, layers_of, shared_direction, standardised
 from helpers.cam_methods import SIGN_RULES, kernel_projection, orient, principal_map, project, token_norm
-from helpers.metrics import crack_ap, crack_auc, darkness_map, resize_map
+from helpers.metrics import crack_auc, darkness_map, resize_map
 from lab.measures import (
     centre_blob,
+    crack_ap,
     crack_iou,
     evaluate_map,
     fit_threshold,

@@ -25,7 +25,6 @@ from helpers.metrics import (
     as_mask,
     as_numpy,
     auc_and_ap,
-    crack_ap,
     crack_zone,
     grey,
     high_pass,
@@ -231,6 +230,11 @@ def pool_to_grid(raw: Map, grid: tuple[int, int]) -> np.ndarray:
     if rows > height or columns > width:
         raise ValueError(f"pooling needs a grid no finer than the map, got {rows} x {columns} for {height} x {width}")
     return cv2.resize(raw, (columns, rows), interpolation=cv2.INTER_AREA)
+
+
+def crack_ap(raw: Map, mask: Mask) -> float:
+    """Average precision of a signed map (h, w) for the crack pixels of `mask` (H, W); chance is the prevalence."""
+    return auc_and_ap(raw, mask)[1]
 
 
 def oracle_ap(mask: Mask, grid: tuple[int, int]) -> float:
