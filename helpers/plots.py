@@ -40,7 +40,7 @@ Inset = tuple[int, int, int]  # y, x, side of a square window in pixels
 def use_small_figures(quality: int = 85) -> None:
     """Make a notebook save its figures as JPEG: noise has no patterns, and as PNG a page of it weighs megabytes.
 
-    Each figure also gets its words (`described`) as alternative text. `quality` is JPEG's, of 100.
+    Each figure also gets its words (`described`) as alternative text. `quality` is of 100.
     """
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": quality})
     if shell := get_ipython():
@@ -74,14 +74,11 @@ def described(figure: Figure) -> str:
 
 
 def crack_inset(mask: np.ndarray, side: int = 56) -> Inset:
-    """Return (y, x, side): the square window of a mask (H, W) bool with the most crack, the middle where there is none.
-
-    Side in pixels, smaller where the mask is.
-    """
+    """Return (y, x, side): the square window of a mask (H, W) bool with most crack, the middle where there is none."""
     height, width = mask.shape
     side = min(side, height, width)
-    if not mask.any():
-        return (height - side) // 2, (width - side) // 2, side  # something must be enlarged
+    if not mask.any():  # something must be enlarged
+        return (height - side) // 2, (width - side) // 2, side
     # sums over all windows at once, from the four corners of each in the integral image
     area = np.pad(np.cumsum(np.cumsum(mask, 0), 1), ((1, 0), (1, 0)))  # (H + 1, W + 1)
     sums = area[side:, side:] - area[:-side, side:] - area[side:, :-side] + area[:-side, :-side]
@@ -96,12 +93,11 @@ def show_images(images: Sequence[Image], titles: Sequence[str] | None = None, co
 
     Args:
         images: numpy (H, W, 3), torch (3, H, W) or (H, W) arrays; values outside [0, 1] are clipped.
-        titles: one line or two per image.
+        titles: one line or two per image; `suptitle` is the whole figure's.
         columns: images per row, all in one row where None.
         inset: (y, x, side) of a window drawn enlarged in each image's lower right corner.
         size: inches per image.
         cmap: colour map of the (H, W) arrays.
-        suptitle: title of the whole figure.
     """
     columns = columns or len(images)
     rows = -(-len(images) // columns)  # rounded up
@@ -109,7 +105,7 @@ def show_images(images: Sequence[Image], titles: Sequence[str] | None = None, co
                                 layout="constrained")
     for axis in axes.flat:  # also of those places in the last row that stay empty
         axis.axis("off")
-    # one range for all, so that what is brighter in one image is brighter on the page; no smoothing between pixels
+    # one range for all: what is brighter in one image is brighter on the page; no smoothing between pixels
     options = {"cmap": cmap, "vmin": 0, "vmax": 1, "interpolation": "nearest"}
     for axis, image, title in zip(axes.flat, images, titles or [""] * len(images), strict=False):
         image = as_numpy(image).astype(float) if image.ndim == 2 else as_image(image, clip=True)
@@ -128,27 +124,17 @@ def show_images(images: Sequence[Image], titles: Sequence[str] | None = None, co
     return figure
 
 
-def score_title(name: str, denoised: Image, clean: Image) -> str:
-    """Return "name, then PSNR and SSIM", the title that every output carries."""
-    return f"{name}\n{psnr(denoised, clean):.1f} dB · SSIM {ssim(denoised, clean):.2f}"
-
-
 def show_outputs(sample: Sample, outputs: Mapping[str, Image], errors: Iterable[str] = (), columns: int | None = None,
                  size: float = 2.3) -> Figure:
-    """Show clean, noisy and every output of one Sample, with scores, the crack enlarged, and errors where wanted.
+    """Show clean, noisy and every output of one Sample, with PSNR, SSIM and the crack enlarged, as `show_images` does.
 
-    Args:
-        sample: a `Sample`.
-        outputs: dict from name to denoised image.
-        errors: names of outputs whose error (5 times enlarged around mid grey) is shown too.
-        columns, size: as in `show_images`.
+    The error of each output named in `errors` is shown too, 5 times enlarged around mid grey.
     """
-    images = [sample.clean, sample.noisy]
-    titles = ["clean", score_title(f"noisy, σ = {sample.sigma:.0f}/255", sample.noisy, sample.clean)]
-    for name, denoised in outputs.items():
-        images.append(denoised)
-        titles.append(score_title(name, denoised, sample.clean))
     clean = as_image(sample.clean)
+    images, titles = [clean], ["clean"]
+    for name, image in {f"noisy, σ = {sample.sigma:.0f}/255": sample.noisy, **outputs}.items():
+        images.append(image)
+        titles.append(f"{name}\n{psnr(image, sample.clean):.1f} dB · SSIM {ssim(image, sample.clean):.2f}")
     for name in errors:
         # too bright is above mid grey, too dark below: the sign of an error says what was taken away
         images.append(0.5 + 5 * (as_image(outputs[name], clip=True) - clean))
@@ -162,13 +148,8 @@ def show_outputs(sample: Sample, outputs: Mapping[str, Image], errors: Iterable[
 def show_table(frame: pandas.DataFrame | pandas.Series, digits: int = 2, best: str | None = None) -> Markdown:
     """Return a DataFrame (or Series) as a Markdown table: floats with `digits` digits, a missing value as a dash.
 
-    Args:
-        frame: its index becomes the first column or columns; an unnamed index of plain numbers is left out.
-        digits: after the point, of floating-point numbers; whole numbers and text stay as they are.
-        best: "max" or "min": in each column of numbers this value is bold; None: none is.
-
-    Raises:
-        ValueError: another `best`.
+    The index becomes the first column or columns; an unnamed index of plain numbers is left out. Whole numbers and
+    text stay as they are. With `best` "max" or "min" that value of each column of numbers is bold.
 
     >>> import pandas
     >>> frame = pandas.DataFrame({"method": ["bm3d", "unet"], "dB": [25.6, 26.25], "n": [179, 179]})
@@ -206,12 +187,9 @@ def show_scores(scores: pandas.DataFrame, label: str = "PSNR in dB", title: str 
     Args:
         scores: a row per method (its index) and a column per source, NaN where nothing was measured, as
             ``pivot_table(index="method", columns="source", values=...)`` gives; the column "mean", where there is none,
-            is the mean of the others. Methods without a mean stand below.
+            is the mean of the others. Methods without a mean stand below. ValueError where there is no value at all.
         label: of the horizontal axis, with its unit.
         axis: where to draw; a new figure where None.
-
-    Raises:
-        ValueError: there is no value at all.
     """
     if "mean" not in scores:
         scores = scores.assign(mean=scores.mean(axis=1))
