@@ -25,19 +25,14 @@ ROOT = Path(__file__).resolve().parent.parent  # the clone, of an editable insta
 def env_path(name: str) -> Path | None:
     """Return the folder or file that environment variable `name` holds, or None where it is unset or empty.
 
-    Relative paths are taken from the current folder; the Makefile makes them absolute first, so that a path typed
-    beside ``make`` means what it says although notebooks run in ``notebooks/``.
+    Relative paths are taken from the current folder (the Makefile makes them absolute: notebooks run in another one).
     """
     value = os.environ.get(name, "").strip()  # NAME= in a shell means "without", not "the current folder"
     return Path(value).expanduser().resolve() if value else None
 
 
 def data_dir() -> Path:
-    """Return the project's ``data/`` folder: `DENOISE_DATA`, or the one beside the package (editable install).
-
-    Raises:
-        FileNotFoundError: neither is a folder.
-    """
+    """Return the folder ``data/``: `DENOISE_DATA`, or the clone's; FileNotFoundError where it is no folder."""
     folder = env_path("DENOISE_DATA") or ROOT / "data"
     if not folder.is_dir():
         raise FileNotFoundError(f"no data folder at {folder}: install the project with `pip install -e .` from its "
@@ -48,8 +43,7 @@ def data_dir() -> Path:
 def pick_device() -> torch.device:
     """Return the torch device to work on: `DENOISE_DEVICE` where it is set, else cuda, else mps, else cpu.
 
-    Raises:
-        ValueError: `DENOISE_DEVICE` names a device that torch does not know or that is not there.
+    ValueError where `DENOISE_DEVICE` names a device that torch does not know or that is not there.
     """
     name = os.environ.get("DENOISE_DEVICE", "").strip()
     if not name:
@@ -66,11 +60,7 @@ def pick_device() -> torch.device:
 
 
 def live_seconds(default: float = 60) -> float:
-    """Return how many seconds a notebook's live training may take: `LIVE_SECONDS`, or `default` for a reader.
-
-    Raises:
-        ValueError: `LIVE_SECONDS` is no positive number.
-    """
+    """Return the seconds a notebook's live training may take: `LIVE_SECONDS`, a positive number, or `default`."""
     value = os.environ.get("LIVE_SECONDS", "").strip() or str(default)
     try:
         seconds = float(value)
@@ -99,35 +89,30 @@ def plain(value: Any) -> Any:
     >>> plain({"psnr": np.float32(26.25), 50: (np.nan, np.arange(2))})
     {'psnr': 26.25, '50': [None, [0, 1]]}
     """
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()  # np.int64 and np.bool_, which json refuses, become int and bool
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value  # np.int64 and np.bool_, which json refuses
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def results(name: str) -> pandas.DataFrame:
     """Return a table of data/results/, such as "photos": one row per measurement; README.md there explains them all.
 
-    Text that is missing and numbers that are missing are both NaN; whole numbers of which some are missing are floats.
+    Missing text and missing numbers are NaN; whole numbers of which some are missing are floats. FileNotFoundError,
+    with the names that there are, where there is no such table.
 
-    Raises:
-        FileNotFoundError: there is no table of that name; the message lists those that there are.
-
-    Example:
-        >>> photos = results("photos").query("sigma == 50 and source == 'mean'").set_index("method")
-        >>> bool(photos.at["unet", "psnr"] > photos.at["bm3d", "psnr"])
-        True
+    >>> photos = results("photos").query("sigma == 50 and source == 'mean'").set_index("method")
+    >>> bool(photos.at["unet", "psnr"] > photos.at["bm3d", "psnr"])
+    True
     """
     # files that somebody is writing at this moment start with a dot
     tables = {path.name.split(".")[0]: path for path in (data_dir() / "results").glob("[!.]*.csv*")}
     if name not in tables:
-        raise FileNotFoundError(f"no table of results {name!r} in data/results; "
-                                f"there: {', '.join(sorted(tables)) or 'none'}")
+        there = ", ".join(sorted(tables)) or "none"
+        raise FileNotFoundError(f"no table of results {name!r} in data/results; there: {there}")
     import pandas  # half a second, which only those who read results should wait
 
     # "None" and "NA" may be somebody's method: only an empty cell is a missing value
