@@ -55,19 +55,19 @@ def make_sample(item: Item, image: np.ndarray, mask: np.ndarray, sigma: float, r
     clean = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))  # (3, H, W)
     if image.dtype == np.uint8:
         clean /= 255
-    mask = torch.from_numpy(np.array(mask, dtype=bool))  # a copy: masks read from the cache cannot be written to
+    mask = torch.from_numpy(np.array(mask, dtype=bool))  # a copy: torch takes no flipped view
     return Sample(clean, add_noise(clean, sigma, rng), mask, sigma=float(sigma), **item._asdict())
 
 
 def renoised(sample: Sample, sigma: float) -> torch.Tensor:
-    """Return a sample's noisy image (3, H, W) at another level: as `open_dataset` draws valid and test, with seed 0.
+    """Return a sample's noisy image (3, H, W) at level `sigma`, drawn as in `open_dataset`'s valid and test of seed 0.
 
     >>> sample = open_dataset("valid", photos=False, sigma=50)[0]
     >>> torch.equal(renoised(sample, 25), open_dataset("valid", photos=False, sigma=25)[0].noisy)
     True
     """
     if sigma == sample.sigma:
-        return sample.noisy
+        return sample.noisy  # its own, also where it was drawn with another seed
     return add_noise(sample.clean, sigma, noise_generator(sample.name, sigma))
 
 
@@ -107,7 +107,7 @@ def open_dataset(split: str, photos: str | Path | bool | None = None, sigma: Sig
 class ImageDataset(Dataset):
     """Images in a fixed order, with noise; `items` lists what is known of them without reading pixels.
 
-    A subclass hands in what there is, and says how to get `clean(index)`, image number ``chosen[index]`` of it.
+    A subclass hands in all items that there are, and defines `clean`: image `index` is item ``chosen[index]`` of them.
     """
 
     def __init__(self, items: Sequence[Item], split: str, sigma: Sigma, seed: int, length: int | None = None):
@@ -177,7 +177,6 @@ class Crops(Dataset):
             (`drawn_pool`, `surfaces.training_images.photo_pool`).
         length, size: number of samples, and the side of a crop in pixels.
         sigma: noise on the 0..255 scale, a number or a (low, high) range, uniform per sample.
-        seed: whole number of at least 0.
         weights: dict from source to its share, default equal shares whatever the number of images.
         colour: share of the samples whose channels change places and whose saturation changes (0.4 to 3 times), for
             surfaces of colours that no training image has.
@@ -229,8 +228,7 @@ class Crops(Dataset):
         image, mask = self.pools[source][number]
         self._check(image, source, number)
         # a window anywhere in the image, in one of the eight ways to flip and turn it; no mask is a mask without cracks
-        height, width = image.shape[:2]
-        y, x = int(rng.integers(height - self.size + 1)), int(rng.integers(width - self.size + 1))
+        y, x = (int(rng.integers(side - self.size + 1)) for side in image.shape[:2])
         turn = int(rng.integers(8))
         window = np.s_[y:y + self.size, x:x + self.size]
         crop = _turned(image[window], turn)

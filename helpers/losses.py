@@ -4,9 +4,8 @@
     loss(model(noisy), clean).backward()
 
 Every term is called as ``loss(denoised, clean)`` with images (B, C, H, W) of any size, in [0, 1], and gives a scalar,
-zero where both are equal, in float32 (also inside autocast; float64 stays), on the images' own device, without any
-cache. Gradients flow to `denoised` only. A NaN or an infinity in an image makes the value NaN (on which
-`helpers.training.fit` stops) and all gradients zero, never NaN.
+zero where both are equal, in float32 (also inside autocast; float64 stays). Gradients flow to `denoised` only. A NaN or
+an infinity in an image makes the value NaN (on which `helpers.training.fit` stops) and all gradients zero, never NaN.
 
 Scales: ``"matched"`` is the mean per pair, coefficient or pixel times the term's constant in `MATCHED`; ``"original"``
 replicates the original experiments (sums per window, unnormalised spectra, divided by 1000); a number takes the
@@ -48,13 +47,8 @@ class Term(nn.Module):
             raise ValueError(f'scale must be "matched", "original" or a positive number, got {scale!r}')
         self.scale, self.original = scale, scale == "original"
 
-    @property
-    def factor(self) -> float:
-        """The constant that multiplies the mean; 1 on the original scale, which has no constant."""
-        return {"matched": MATCHED[self.key], "original": 1.0}.get(self.scale, self.scale)
-
     def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
-        """The term itself, a scalar, of checked finite images (B, C, H, W) in float32 or float64."""
+        """The term itself, a scalar, of checked and finite images."""
         raise NotImplementedError
 
     def forward(self, denoised: Tensor, clean: Tensor, **context: Any) -> Tensor:
@@ -67,8 +61,8 @@ class Term(nn.Module):
             # A sum is finite only if all its values are; zeros in their place keep the backward pass free of NaN.
             finite = torch.isfinite(denoised.detach().sum() + clean.sum())
             denoised, clean = torch.where(finite, denoised, 0.0), torch.where(finite, clean, 0.0)
-            value = self.factor * self.value(denoised, clean, **context)
-            return torch.where(finite, value, math.nan)
+            factor = 1.0 if self.original else MATCHED[self.key] if self.scale == "matched" else self.scale
+            return torch.where(finite, factor * self.value(denoised, clean, **context), math.nan)
 
 
 # Sharpness of windows -------------------------------------------------------------------------------------------------
@@ -77,7 +71,7 @@ NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (down, right) of a pixel: righ
 
 
 def pair_count(height: int, width: int) -> int:
-    """Return how many pairs of neighbours lie wholly inside height x width, all four directions together."""
+    """Return how many pairs of neighbours lie wholly inside height x width, in all four directions."""
     return sum((height - down) * (width - abs(right)) for down, right in NEIGHBOURS)
 
 
@@ -91,14 +85,14 @@ def neighbour_differences(images: Tensor) -> Iterator[tuple[tuple[int, int], Ten
 
 
 def window_scores(images: Tensor, window: int = 32, step: int | None = None) -> Tensor:
-    """Return the sharpness of windows: the mean absolute difference of all neighbours wholly inside, over channels too.
+    """Return the sharpness (B, rows, columns) in [0, 1] of the windows wholly inside images (B, C, H, W) in [0, 1].
 
-    Images (B, C, H, W) in [0, 1] give (B, rows, columns) in [0, 1] of the windows wholly inside; `window` and `step` as
-    in `RegionalSharpnessLoss`. Zero for a window without pairs (an image of one pixel).
+    It is the mean absolute difference of all neighbours in a window, over channels too; `window` and `step` as in
+    `RegionalSharpnessLoss`.
     """
     height, width = (min(window, side) for side in images.shape[-2:])
-    if height * width == 1:
-        return images.mean(1) * 0  # 0 with a gradient of 0, as a loss must have
+    if height * width == 1:  # no pairs: 0 with a gradient of 0, as a loss must have
+        return images.mean(1) * 0
     total = 0  # a sum of sums: the directions have different numbers of pairs
     # The difference maps of the whole image are summed over each window's pairs: no window is ever copied.
     for (down, right), difference in neighbour_differences(images):
@@ -111,12 +105,12 @@ class RegionalSharpnessLoss(Term):
     """Are the windows of the output as sharp as the clean image's?
 
     Args:
-        window: side of a window in pixels (at least 2), where images are smaller, theirs.
-        step: pixels between windows, half a window where None.
+        window, step: side of a window in pixels (2 or more; an image's where it is smaller), and pixels from one to
+            the next, half a window where None.
         match: "sorted" (the original): the scores of each image, largest first, are compared rank by rank;
             "aligned": window by window; "pixel": no windows, the signed differences of neighbours are compared pair by
-            pair, over the whole image. Neither of the first two says *where* in a window, "sorted" not even in which.
-        scale: see the module. On the original scale a score is the sum over a window's pairs, divided by 1000.
+            pair. Neither of the first two says *where* in a window, "sorted" not even in which.
+        scale: see the module; on the original scale a score is the sum over a window's pairs, divided by 1000.
 
     >>> clean = torch.rand(1, 3, 64, 64)
     >>> [bool(RegionalSharpnessLoss(scale=1.0)(image, clean) < 0.1) for image in (clean.flip(-1), clean / 2)]
@@ -136,10 +130,9 @@ class RegionalSharpnessLoss(Term):
         scale = pair_count(min(self.window, height), min(self.window, width)) / 1000 if self.original else 1.0
         if self.match == "pixel":
             error = denoised - clean  # differences are linear: those of the error are the errors of the differences
-            if height * width == 1:
-                return error.sum() * 0
-            total = sum(difference.abs().sum() for _, difference in neighbour_differences(error))
-            return scale * total / (pair_count(height, width) * error.shape[0] * error.shape[1])
+            zero = error.sum() * 0  # with a gradient, for an image of one pixel, which has no pairs
+            total = sum((difference.abs().sum() for _, difference in neighbour_differences(error)), zero)
+            return scale * total / (max(pair_count(height, width), 1) * error.shape[0] * error.shape[1])
         scores, wanted = (window_scores(x, self.window, self.step).flatten(1) for x in (denoised, clean))
         if self.match == "sorted":  # which window was how sharp is forgotten here, for both
             scores, wanted = (x.sort(dim=1, descending=True).values for x in (scores, wanted))
@@ -168,23 +161,21 @@ class FrequencyLoss(Term):
         self.key = "frequency_phase" if phase else "frequency_hf" if high_freq_weight else "frequency"
 
     def weights(self, height: int, width: int, device: torch.device | None = None) -> Tensor:
-        """Return the weights (H, W // 2 + 1) of the half of the spectrum that rfft2 gives, made anew for each size."""
-        rows = torch.fft.fftfreq(height, device=device)[:, None]
-        columns = torch.fft.rfftfreq(width, device=device)[None]  # the other half mirrors this one
-        distance = torch.hypot(rows, columns)
+        """Return the weights (H, W // 2 + 1) of the half of the spectrum that rfft2 gives."""
+        rows, columns = torch.fft.fftfreq(height, device=device), torch.fft.rfftfreq(width, device=device)
+        distance = torch.hypot(rows[:, None], columns)
         return 1 + self.high_freq_weight * distance / distance.max().clamp(min=1e-12)  # one pixel: d = d_max = 0
 
     def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
         height, width = denoised.shape[-2:]
         norm = "backward" if self.original else "ortho"  # "ortho" coefficients are as large as pixels, at any size
-        if self.phase:
+        if self.phase:  # the transform is linear
             difference = torch.fft.rfft2(denoised - clean, norm=norm).abs()  # (B, C, H, W // 2 + 1)
         else:
             difference = (torch.fft.rfft2(denoised, norm=norm).abs() - torch.fft.rfft2(clean, norm=norm).abs()).abs()
+        weights = self.weights(height, width, denoised.device)
         # A real image's spectrum is mirrored: all columns but the first and, in even widths, the last count twice.
-        counts = torch.full((width // 2 + 1,), 2.0, device=denoised.device)
-        counts[[0] if width % 2 else [0, -1]] = 1
-        weights = self.weights(height, width, denoised.device) * counts
+        weights[:, 1:(width + 1) // 2] *= 2
         mean = (difference * weights).sum((-2, -1)).mean() / (height * width)
         return mean / 1000 if self.original else mean
 
@@ -197,8 +188,7 @@ class WaveletLoss(Term):
         levels: number of scales; fewer where the image is too small for them, always at least one.
         level_weights: one weight per level, the **finest first**; all 1 where None. A level's mean over its three bands
             is weighted, so that coarse levels count although they have fewer coefficients.
-        scale: see the module. The original had no wavelet term; "original" is its manner: the sum over a channel's
-            coefficients, divided by 1000.
+        scale: see the module; "original" is the sum over a channel's coefficients, divided by 1000.
 
     >>> clean = torch.rand(1, 3, 32, 32)
     >>> bool(WaveletLoss()(clean + 0.1, clean) < 1e-6)  # a change of brightness is no detail
@@ -228,7 +218,7 @@ class WaveletLoss(Term):
 
 # The squared error, weighted by activation maps -----------------------------------------------------------------------
 
-IN_A_LOSS = {
+IN_A_LOSS = {  # the methods that need no gradients
     "EigenCAM": principal_map,
     "TokenNorm": lambda features, sign: token_norm(features, centred=False),
     "CentredTokenNorm": lambda features, sign: token_norm(features),
@@ -241,10 +231,9 @@ class BatchAttention(nn.Module):
     The same maps as ``activation_map(...)``, on the layer's grid: oriented, cut at zero, scaled per image.
 
     Args:
-        model: as in `activation_map`. Frozen for good: it is put in eval mode and its weights are never trained.
+        model, sign: as in `activation_map`. The model is frozen for good: in eval mode, its weights never trained.
         layer: a name from `layers_of(model)` or a module; default the block two thirds of the way through the ViT.
-        method: "EigenCAM", "TokenNorm" or "CentredTokenNorm", which need no gradients.
-        sign: "auto" or a name from `SIGN_RULES`.
+        method: a name from `IN_A_LOSS`.
 
     >>> from helpers.models import UNet
     >>> BatchAttention(UNet(4), "bottleneck")(torch.rand(2, 3, 16, 24)).shape
@@ -273,13 +262,12 @@ class BatchAttention(nn.Module):
 class CamWeightedLoss(Term):
     """MSE weighted by 1 + strength * m, m the thresholded activation map of the **clean** image, divided by its mean.
 
-    The map is made in the batch, without gradients, by a frozen network. An empty map leaves plain MSE. Whether the
-    *place* matters is for the controls of `lab.controls` to say: they put the values of the same maps elsewhere.
+    An empty map leaves plain MSE. Whether the *place* matters, `lab.controls` says: there the same maps lie elsewhere.
 
     Args:
         vit, layer, method: a ViT and what `BatchAttention` makes maps of; or
         attention: instead of the three, a function (or module) from clean images (B, C, H, W) to maps (B, h, w) in
-            [0, 1] on any grid; they are brought to the image's size bilinearly.
+            [0, 1] on any grid.
         lower, upper: the band of the map that is kept and stretched to 0..1, 0 <= lower <= upper <= 1; all else is 0.
         strength: k >= 0, how much more a pixel with m = 1 counts.
         scale: see the module; on the original scale the weights are not divided by their mean.
@@ -327,17 +315,14 @@ class CamWeightedLoss(Term):
         weights = 1 + self.strength * torch.where(finite, maps, 0.0)
         if not self.original:  # of mean 1, so that a large map is no larger step
             weights = weights / weights.mean((-2, -1), keepdim=True)
-        value = (weights * ((denoised - clean) ** 2).mean(1)).mean()
-        return torch.where(finite, value, math.nan)
+        return torch.where(finite, (weights * ((denoised - clean) ** 2).mean(1)).mean(), math.nan)
 
 
 RESERVED = ("mse", "loss", "step", "lr", "seconds", "psnr")  # columns of fit's history
 
 
 class SquaredError(Term):
-    """The mean squared error, with a term's checks."""
-
-    factor = 1.0
+    """The mean squared error, with a term's checks. It has no constant: its scale is 1."""
 
     def value(self, denoised: Tensor, clean: Tensor) -> Tensor:
         return ((denoised - clean) ** 2).mean()
@@ -346,8 +331,8 @@ class SquaredError(Term):
 class CombinedLoss(nn.Module):
     """(1 - sum of the weights) * MSE + the terms ``{"name": (term, weight), ...}``, weights in [0, 1], at most 1.
 
-    After each call `parts` holds the unweighted values, detached, of "mse" and of every name; `helpers.training.fit`
-    logs them. Keyword arguments of the call go to every term.
+    After each call `parts` holds the unweighted values of "mse" and of every name, which `helpers.training.fit` logs.
+    Keyword arguments of the call go to every term.
 
     >>> loss = CombinedLoss({"regional": (RegionalSharpnessLoss(), 0.2)})
     >>> value = loss(torch.rand(2, 3, 40, 40), torch.rand(2, 3, 40, 40))
@@ -358,12 +343,11 @@ class CombinedLoss(nn.Module):
     def __init__(self, terms: dict[str, tuple[Term, float]]):
         super().__init__()
         weights = {name: float(weight) for name, (_, weight) in terms.items()}
-        if any(not name or "." in name or name in RESERVED for name in weights):
-            raise ValueError(f"names of terms must have no dot and be none of {', '.join(RESERVED)}, "
-                             f"got {', '.join(weights)}")
+        if any(not name or "." in name or name in RESERVED for name in weights):  # "." is refused by ModuleDict
+            raise ValueError(f"names must have no dot and be none of {', '.join(RESERVED)}, got {', '.join(weights)}")
         if not all(0 <= weight <= 1 for weight in weights.values()) or sum(weights.values()) > 1 + 1e-9:
             raise ValueError(f"weights must lie in [0, 1] and sum to at most 1 (MSE takes the rest), got {weights}")
-        self.terms = nn.ModuleDict({"mse": SquaredError(), **{name: term for name, (term, _) in terms.items()}})
+        self.terms = nn.ModuleDict({"mse": SquaredError(1.0), **{name: term for name, (term, _) in terms.items()}})
         self.weights = {"mse": max(0.0, 1 - sum(weights.values())), **weights}  # a sum of floats may be 1 + 1e-16
         self.parts = {}
 

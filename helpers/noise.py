@@ -15,15 +15,12 @@ Sigma = float | tuple[float, float]  # one standard deviation on the 0..255 scal
 
 def add_noise(clean: torch.Tensor, sigma: float, generator: torch.Generator | np.random.Generator | None = None
               ) -> torch.Tensor:
-    """Add Gaussian noise and clip to [0, 1].
+    """Add Gaussian noise and clip to [0, 1]; the result is a tensor like `clean`.
 
     Args:
         clean: tensor of any shape, floating point in [0, 1].
         sigma: standard deviation on the 0..255 scale, 0 to 255.
         generator: torch's, on the device of `clean`, or numpy's; default torch's global one.
-
-    Returns:
-        Tensor like `clean`.
 
     Raises:
         TypeError: `clean` is no floating-point tensor.

@@ -64,7 +64,7 @@ def described(figure: Figure) -> str:
         over = " over ".join(label for label in (axis.get_ylabel(), axis.get_xlabel()) if label)
         legend = axis.get_legend()
         lines = ", ".join(text.get_text() for text in legend.get_texts()) if legend else ""
-        # a diagram has neither title nor labels: what stands in its boxes says what it is
+        # a diagram has neither title nor labels: the words in its boxes say what it is
         written = ", ".join(text.get_text() for text in axis.texts) if not (axis.get_title() or over) else ""
         found.append(": ".join(part for part in (axis.get_title(), over, lines, written) if part))
     return "; ".join(" ".join(words.split()) for words in found if words)
@@ -79,7 +79,7 @@ def crack_inset(mask: np.ndarray, side: int = 56) -> Inset:
     side = min(side, height, width)
     if not mask.any():  # something must be enlarged
         return (height - side) // 2, (width - side) // 2, side
-    # sums over all windows at once, from the four corners of each in the integral image
+    # the sums over all windows at once, from the four corners of each in the integral image
     area = np.pad(np.cumsum(np.cumsum(mask, 0), 1), ((1, 0), (1, 0)))  # (H + 1, W + 1)
     sums = area[side:, side:] - area[:-side, side:] - area[side:, :-side] + area[:-side, :-side]
     y, x = np.unravel_index(int(sums.argmax()), sums.shape)
@@ -96,8 +96,7 @@ def show_images(images: Sequence[Image], titles: Sequence[str] | None = None, co
         titles: one line or two per image; `suptitle` is the whole figure's.
         columns: images per row, all in one row where None.
         inset: (y, x, side) of a window drawn enlarged in each image's lower right corner.
-        size: inches per image.
-        cmap: colour map of the (H, W) arrays.
+        size, cmap: inches per image, and the colour map of the (H, W) arrays.
     """
     columns = columns or len(images)
     rows = -(-len(images) // columns)  # rounded up

@@ -41,18 +41,13 @@ def data_dir() -> Path:
 
 
 def pick_device() -> torch.device:
-    """Return the torch device to work on: `DENOISE_DEVICE` where it is set, else cuda, else mps, else cpu.
-
-    ValueError where `DENOISE_DEVICE` names a device that torch does not know or that is not there.
-    """
+    """Return the device of `DENOISE_DEVICE` (ValueError where it is not there), else cuda, else mps, else cpu."""
     name = os.environ.get("DENOISE_DEVICE", "").strip()
-    if not name:
-        # the fastest there is: a reader with a GPU need not ask for it
+    if not name:  # the fastest there is: a reader with a GPU need not ask for it
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    # torch takes any index as a name; only memory on the device shows that it is there
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device)  # torch takes any index as a name: only memory there shows that it is there
     except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without that device
         raise ValueError(f"DENOISE_DEVICE must name a device of this machine (cpu, mps, cuda, cuda:1), "
                          f"got {name!r}: {error}") from error
@@ -60,7 +55,7 @@ def pick_device() -> torch.device:
 
 
 def live_seconds(default: float = 60) -> float:
-    """Return the seconds a notebook's live training may take: `LIVE_SECONDS`, a positive number, or `default`."""
+    """Return a live training's seconds: `LIVE_SECONDS` (ValueError where it is no positive number), or `default`."""
     value = os.environ.get("LIVE_SECONDS", "").strip() or str(default)
     try:
         seconds = float(value)
