@@ -99,7 +99,7 @@ def open_dataset(split: str, photos: str | Path | bool | None = None, sigma: Sig
     if int(seed) != seed or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
     folder = env_path("CRACK_PHOTOS") if photos is None else photos
-    if folder:
+    if folder:  # neither None nor False
         return PhotographTiles(list_tiles(list_photos(folder, split)), split, sigma, seed, length)
     return BuiltInImages(split, sigma, seed, length)
 
@@ -204,7 +204,7 @@ class Crops(Dataset):
             raise ValueError(f"colour must be a share in 0..1, got {colour}")
         self.pools, self.length, self.size = pools, length, size
         self.sigma, self.seed, self.colour = sigma_range(sigma), seed, colour
-        self.sources = [source for source in pools if weights[source] > 0]
+        self.sources = [source for source in pools if weights[source] > 0]  # a share of 0 leaves a source out
         shares = np.array([weights[source] for source in self.sources], float)
         self._upto = np.cumsum(shares / shares.sum())[:-1]  # a random number in [0, 1) falls into one source's part
         for source in self.sources:  # what is no list may be slow to read: it is checked crop by crop
@@ -252,7 +252,7 @@ def drawn_pool(count: int, size: int = 512, seed: int = 0, kinds: Sequence[str] 
 
 def _position(index, length):
     """Return an index from 0, as lists take it; DataLoader and iteration rely on the IndexError."""
-    if not -length <= index < length:
+    if not -length <= index < length:  # as a list has them, from its end too
         raise IndexError(f"index {index} is outside of {length} samples")
     return int(index) % length
 

@@ -32,13 +32,14 @@ def add_noise(clean: torch.Tensor, sigma: float, generator: torch.Generator | np
     """
     if not torch.is_tensor(clean) or not clean.is_floating_point():
         raise TypeError(f"clean must be a floating-point tensor in [0, 1], got {getattr(clean, 'dtype', type(clean))}")
-    if np.ndim(sigma) != 0:
+    if np.ndim(sigma) != 0:  # a range is for `choose_sigma`: one image has one level
         raise ValueError(f"sigma must be a number with 0 <= sigma <= 255, got {sigma!r}")
     sigma, _ = sigma_range(sigma)
     if isinstance(generator, np.random.Generator):  # numpy's noise is the same on every device
         noise = torch.from_numpy(generator.standard_normal(clean.shape, np.float32)).to(clean)
     else:
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
+    # in place: a batch is large, and the noise is nobody else's
     return noise.mul_(sigma / 255).add_(clean).clamp_(0, 1)
 
 
@@ -52,7 +53,7 @@ def sigma_range(sigma: Sigma) -> tuple[float, float]:
         low, high = (sigma, sigma) if np.ndim(sigma) == 0 else sigma
         low, high = float(low), float(high)
     except (TypeError, ValueError):
-        low = high = math.nan
+        low = high = math.nan  # refused below, with all that are no levels
     if not 0 <= low <= high <= 255:  # also where one is NaN
         raise ValueError(f"sigma must be a number or a (low, high) range with 0 <= low <= high <= 255, got {sigma!r}")
     return low, high
