@@ -242,7 +242,8 @@ class _Mapped:
 
     sign = "defined"  # up is what raises the target
 
-    def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth=False):
+    def get_cam_image(self, input_tensor: Tensor, target_layer: torch.nn.Module, targets: list, activations: np.ndarray,
+                      grads: np.ndarray | None, eigen_smooth: bool = False) -> np.ndarray:
         name = type(self).__name__
         if activations is None:  # the library would fail with words that explain nothing
             raise ValueError(f"{name}: the image does not pass this layer, a {type(target_layer).__name__}")
