@@ -125,9 +125,10 @@ def show_images(images: Sequence[Image], titles: Sequence[str] | None = None, co
 
 def show_outputs(sample: Sample, outputs: Mapping[str, Image], errors: Iterable[str] = (), columns: int | None = None,
                  size: float = 2.3) -> Figure:
-    """Show clean, noisy and every output of one Sample, with PSNR, SSIM and the crack enlarged, as `show_images` does.
+    """Show clean, noisy and every output (a dict by name) of one Sample, with PSNR, SSIM and the crack enlarged.
 
-    The error of each output named in `errors` is shown too, 5 times enlarged around mid grey.
+    The error of each output named in `errors` is shown too, 5 times enlarged around mid grey; `columns` and `size` are
+    those of `show_images`.
     """
     clean = as_image(sample.clean)
     images, titles = [clean], ["clean"]
@@ -148,7 +149,8 @@ def show_table(frame: pandas.DataFrame | pandas.Series, digits: int = 2, best: s
     """Return a DataFrame (or Series) as a Markdown table: floats with `digits` digits, a missing value as a dash.
 
     The index becomes the first column or columns; an unnamed index of plain numbers is left out. Whole numbers and
-    text stay as they are. With `best` "max" or "min" that value of each column of numbers is bold.
+    text stay as they are. With `best` "max" or "min" that value of each column of numbers is bold; ValueError for
+    another word.
 
     >>> import pandas
     >>> frame = pandas.DataFrame({"method": ["bm3d", "unet"], "dB": [25.6, 26.25], "n": [179, 179]})
