@@ -37,17 +37,11 @@ BEYOND = 0.5  # how far outside [0, 1] an image may lie: a denoiser's output doe
 
 
 class ActivationMap(NamedTuple):
-    """A map of one image.
+    """A map of one image: `map` is to be looked at, `raw` to be measured."""
 
-    `map` is what pytorch-grad-cam shows: (H, W) float32 in [0, 1] at the image's size, cut at zero and scaled **per
-    image**, so that one threshold means different things in different images. `raw` is the signed map on the layer's
-    own grid, (h, w) float32, neither cut nor scaled: measure with this one. `sign` is the rule that oriented it: a name
-    from `SIGN_RULES`, "defined" for methods whose sign has a meaning, "library" where it stayed as it fell.
-    """
-
-    map: np.ndarray
-    raw: np.ndarray
-    sign: str
+    map: np.ndarray  # (H, W) float32 in [0, 1] at the image's size, cut at zero and scaled **per image**
+    raw: np.ndarray  # (h, w) float32 on the layer's own grid, signed, neither cut nor scaled
+    sign: str  # the rule of `SIGN_RULES` that oriented it; "defined": it has a meaning; "library": it stayed as it fell
     layer: str
     method: str
 
@@ -55,17 +49,17 @@ class ActivationMap(NamedTuple):
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers whose maps are of interest by their names, in the order in which an image passes them.
 
-    These are "block 0", "block 1", ... of a ViT of `open_vit`, then "encoder 1", ..., "bottleneck", ..., "decoder 1" of
-    a network that has `encoder`, `bottleneck` and `decoder`; decoder n has the size of encoder n. A hybrid has both; a
-    model with neither raises ValueError.
+    These are the blocks of a ViT of `open_vit` or of transformers, "block 0" first, and what a network has in
+    `encoder`, `bottleneck` and `decoder`, where decoder n has the size of encoder n. A hybrid has both; a model with
+    neither raises ValueError.
 
     >>> from helpers.models import UNet
     >>> list(layers_of(UNet(4, stages=2)))
     ['encoder 1', 'encoder 2', 'bottleneck', 'decoder 2', 'decoder 1']
     """
-    layers, parts = {}, dict(model.named_children())
-    if (vit := _vit_of(model)) is not None:  # it sees the image before anything is joined
-        layers |= {f"block {i}": block for i, block in enumerate(vit_blocks(vit))}
+    vit, parts = _vit_of(model), dict(model.named_children())
+    # a hybrid's ViT sees the image before anything is joined
+    layers = {} if vit is None else {f"block {i}": block for i, block in enumerate(vit_blocks(vit))}
     if parts.keys() >= {"encoder", "bottleneck", "decoder"}:
         layers |= {f"encoder {i}": stage for i, stage in enumerate(parts["encoder"], 1)}
         layers["bottleneck"] = parts["bottleneck"]
@@ -76,8 +70,10 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-def _vit_of(model: nn.Module) -> ViT | None:
-    return next((part for part in model.modules() if isinstance(part, ViT)), None)
+def _vit_of(model: nn.Module) -> nn.Module | None:
+    """The ViT that a network is or holds: of `open_vit`, or one of transformers, whose configuration has patches."""
+    return next((part for part in model.modules() if isinstance(part, ViT)
+                 or hasattr(getattr(part, "config", None), "patch_size")), None)
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
@@ -89,30 +85,27 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
         with contextlib.suppress(ValueError):  # where it has a name in `layers_of`, it goes by that
             names |= {id(module): name for name, module in layers_of(model).items()}
         return names[id(layer)], layer
-    layers = layers_of(model)
-    if layer not in layers:
+    if layer not in (layers := layers_of(model)):
         raise ValueError(f"layer must be one of {', '.join(layers)}, or a module, got {layer!r}")
     return layer, layers[layer]
 
 
 def activation_map(model: nn.Module, image: Any, layer: str | nn.Module, method: str = "EigenCAM",
                    target: Any = "mean", sign: str = "auto") -> ActivationMap | list[ActivationMap]:
-    """Map what a layer of a network responds to: an `ActivationMap`, or a list of them, one per image, for a batch.
+    """Map what a layer of a network responds to: an `ActivationMap`, or for a batch a list with one per image.
 
     Args:
-        model: a ViT of `open_vit`, a U-Net or a hybrid, in any mode, on any device; left as it was, whatever happens.
-            No other thread may use it meanwhile: the library listens at the layer.
+        model: a ViT, a U-Net or a hybrid; left as it was, and no other thread may use it meanwhile.
         image: torch (3, H, W) or (B, 3, H, W), or numpy (H, W, 3) or (B, H, W, 3), in [0, 1], where a denoiser's output
             may lie up to `BEYOND` outside; or uint8, or a PIL image, which are brought to [0, 1].
         layer: a name from `layers_of(model)`, or a module of the model that gives (B, C, h, w) or the ViT's tokens.
-        method: a name from `METHODS`; "TokenNorm" and "CentredTokenNorm" decompose nothing, they are the null methods.
+        method: a name from `METHODS`.
         target: what the gradient is taken of: a name from `TARGETS`, a region (H, W) bool (its mean), or a tuple
             (name, region). Methods in `GRADIENT_FREE` use no gradient: any target but the default is warned of.
         sign: for methods that decompose: "auto", a name from `SIGN_RULES`, or "library" for the library's own
             computation with the sign as it falls (grids up to 64 x 64). Others have a sign that means something.
 
-    Raises:
-        TypeError, ValueError: an image of another kind; what does not exist or makes no sense; says which and why.
+    An image of another kind, and what does not exist or makes no sense, raises TypeError or ValueError.
 
     >>> from helpers.models import UNet
     >>> activation_map(UNet(4), np.zeros((16, 24, 3), np.float32), "encoder 2").raw.shape
@@ -125,35 +118,27 @@ def activation_map(model: nn.Module, image: Any, layer: str | nn.Module, method:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if sign != "library":  # which needs no rule
         sign_rule(sign)
-    target, region = parse_target(target, images.shape[-2:])
+    target, region = parse_target(target, size := images.shape[-2:])
     if method in GRADIENT_FREE and (target, region) != ("mean", None):
         warnings.warn(f"{method} uses no gradient: the target has no effect on its map", UserWarning, stacklevel=2)
-    maps = []
-    for part in images.split(BATCH):  # so that memory does not grow with the batch
-        targets = [Target(target, one, region) for one in part]  # "residual" is of each image's own
-        shown, raw, rule = _library_maps(model, module, METHODS[method], part, targets, sign)  # (B, H, W), (B, h, w)
-        maps += [ActivationMap(*pair, rule, name, method) for pair in zip(shown, raw, strict=True)]
-    return maps[0] if single else maps
-
-
-def _library_maps(model: nn.Module, layer: nn.Module, method: type, images: Tensor, targets: list[Target],
-                  sign: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Run one method of the library; return its maps (B, H, W), the raw ones (B, h, w) and the sign rule's name."""
-    options = {"sign": sign} if issubclass(method, Signed) else {}
-    vit, size = _vit_of(model), images.shape[-2:]
+    options = {"sign": sign} if issubclass(METHODS[method], Signed) else {}
+    vit, maps = _vit_of(model), []
     # frozen, so that no gradient of a weight is computed; gradients of activations pass through all the same
     with evaluating(model, freeze=True), torch.inference_mode(False):
-        cam = method(_Output(model), [layer], lambda output: _grid(output, vit, size), **options)
+        cam = METHODS[method](_Output(model), [module], lambda output: _grid(output, vit, size), **options)
         cam.compute_input_gradient = cam.uses_gradients  # frozen weights alone would let no gradient through
         try:
-            with torch.set_grad_enabled(cam.uses_gradients):  # a caller's mode must not matter
-                shown = cam(images.detach().clone(), targets)  # (B, H, W), cut at zero and scaled
+            for part in images.split(BATCH):  # so that memory does not grow with the batch
+                targets = [Target(target, one, region) for one in part]  # "residual" is of each image's own
+                with torch.set_grad_enabled(cam.uses_gradients):  # a caller's mode must not matter
+                    shown = cam(part.detach().clone(), targets)  # (B, H, W), cut at zero and scaled
+                cam.outputs = None  # holds the graph
+                if not np.isfinite(cam.raw).all():
+                    raise ValueError("the map has values that are not finite: so have image, weights or gradients")
+                maps += [ActivationMap(*pair, cam.sign, name, method) for pair in zip(shown, cam.raw, strict=True)]
         finally:
             cam.activations_and_grads.release()  # its hooks
-            cam.outputs = None  # holds the graph
-    if not np.isfinite(cam.raw).all():
-        raise ValueError("the map has values that are not finite: so have the image, the weights or the gradients")
-    return shown, cam.raw, cam.sign
+    return maps[0] if single else maps
 
 
 class _Output(nn.Module):
@@ -167,13 +152,13 @@ class _Output(nn.Module):
         return _grid(self.model(images), _vit_of(self.model), images.shape[-2:])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Do nothing: no gradient of a weight is computed, and those that are there are not ours."""
+        pass  # no gradient of a weight is computed, and those that are there are not ours
 
 
-def _grid(output: Any, vit: ViT | None, size: Sequence[int]) -> Tensor:
+def _grid(output: Any, vit: nn.Module | None, size: Sequence[int]) -> Tensor:
     """Bring what a layer gives for images of `size` to (B, C, h, w); a ViT's tokens lose the extra ones."""
     if isinstance(output, (dict, tuple)):  # as parts of transformers answer
-        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+        output = next(iter(output.values() if isinstance(output, dict) else output))
     if output.ndim == 4:
         return output.clone()  # a ReLU in place must not change what was saved
     if output.ndim == 3 and vit is not None:
@@ -206,10 +191,10 @@ def _as_batch(image: Any) -> tuple[Tensor, bool]:
 @torch.no_grad()
 def layer_features(model: nn.Module, images: Tensor,
                    layers: Sequence[str | nn.Module] | None = None) -> dict[str, Tensor]:
-    """Return what layers of a network give for images (B, 3, H, W), in one pass and without gradients.
+    """Return what layers of a network give for images (B, 3, H, W), by name, in one pass and without gradients.
 
-    The result is a dict from the layer's name to (B, C, h, w) float32: feature maps as they are, tokens as the grid of
-    patches. `layers` are names from `layers_of(model)` or modules; default all of `layers_of(model)`.
+    Each is (B, C, h, w) float32: feature maps as they are, tokens as the grid of patches. `layers` are names from
+    `layers_of(model)`, by default all of them, or modules.
 
     >>> from helpers.models import UNet
     >>> layer_features(UNet(4), torch.rand(2, 3, 16, 24), ["bottleneck"])["bottleneck"].shape
@@ -247,14 +232,12 @@ def threshold_cam(cam: ActivationMap | np.ndarray, lower: float = 0.4, upper: fl
     Args:
         cam: (H, W) in [0, 1], or an `ActivationMap`.
         lower, upper: the band, both ends included, 0 <= lower <= upper <= 1. A 0 in the map is kept only if lower is 0.
-        rescale: stretch the kept values from 0 (the smallest kept) to 1 (the largest); False leaves them as they are.
+        rescale: stretch the kept values from 0 (the smallest kept) to 1 (the largest); equal ones all become 1.
         by: "value": the band is of the map's values; "quantile": of its quantiles (0.9 to 1: the highest tenth), which
-            can be compared between images where values cannot; "otsu": all above Otsu's threshold (scikit-image's),
-            `lower` and `upper` unused. Anything else, as a map that is none, raises ValueError.
+            can be compared between images where values cannot; "otsu": all above Otsu's threshold (nothing of a
+            constant map), `lower` and `upper` unused. Anything else, as a map that is none, raises ValueError.
 
-    Returns:
-        (H, W) float32. An empty band gives zeros everywhere. Kept values that are all equal cannot be stretched: they
-        become 1. A constant map has no Otsu threshold: zeros.
+    Returns (H, W) float32, zeros everywhere where the band is empty.
 
     >>> threshold_cam(np.array([[0.2, 0.4, 0.65, 0.9, 1.0]])).round(3).tolist()
     [[0.0, 0.0, 0.5, 1.0, 0.0]]
@@ -288,27 +271,20 @@ def keep(cam: ActivationMap | np.ndarray, kept: np.ndarray, rescale: bool = True
     return result
 
 
-def _bytes(image: Any) -> np.ndarray:
-    """Return one image, as `activation_map` takes it, as (H, W, 3) uint8."""
-    images, single = _as_batch(image)
-    if not single:
-        raise ValueError(f"wanted one image, got a batch of {len(images)}")
-    return to_uint8(images[0].movedim(0, -1).cpu().numpy())  # (H, W, 3)
-
-
 def overlay(image: Any, cam: ActivationMap | np.ndarray, alpha: float = 0.5, cmap: str = "inferno") -> np.ndarray:
     """Lay a (thresholded) map over an image where it is above 0: (H, W, 3) uint8, the image's own values where it is 0.
 
-    Args:
-        image: as in `activation_map`, one; values outside [0, 1] are clipped like on a screen.
-        cam: (H, W) in [0, 1], or an `ActivationMap`, of the image's size; else ValueError.
-        alpha: opacity of the map, 0 to 1.
-        cmap: a matplotlib colour map's name.
+    `image` is one as in `activation_map`, clipped to [0, 1] like on a screen; `cam` (H, W) in [0, 1], or an
+    `ActivationMap`, of its size; `alpha` the map's opacity, 0 to 1; `cmap` a matplotlib colour map's name. Anything
+    else raises ValueError.
 
     >>> overlay(np.full((1, 2, 3), 1.2), np.array([[0.0, 1.0]]), alpha=1).tolist()
     [[[255, 255, 255], [252, 255, 164]]]
     """
-    cam, shown = np.clip(_as_map(cam), 0, 1), _bytes(image)
+    cam, (images, single) = np.clip(_as_map(cam), 0, 1), _as_batch(image)
+    if not single:
+        raise ValueError(f"wanted one image, got a batch of {len(images)}")
+    shown = to_uint8(images[0].movedim(0, -1).cpu().numpy())  # (H, W, 3)
     if shown.shape != (*cam.shape, 3):
         raise ValueError(f"image and map must have one size, got {shown.shape} and {cam.shape}")
     if not 0 <= alpha <= 1:
@@ -325,18 +301,17 @@ def show_cam(image: Any, cam: ActivationMap | np.ndarray, mask: np.ndarray | Non
              upper: float = 0.9, by: str = "value", alpha: float = 0.5, cmap: str = "inferno") -> Figure:
     """Draw image, map with its colour bar, and the thresholded map over the image; return the matplotlib figure.
 
-    `lower`, `upper` and `by` are those of `threshold_cam`, the others those of `overlay`; the outline of `mask`, the
-    crack, (H, W) bool, is drawn over map and overlay.
+    The outline of `mask`, the crack, (H, W) bool, is drawn over the maps; the rest as in `threshold_cam` and `overlay`.
     """
     values = _as_map(cam)
-    band = "Otsu" if by == "otsu" else f"{by} {lower:.2f} to {upper:.2f}"
-    name = f"{cam.method}, {cam.layer}" if isinstance(cam, ActivationMap) else "map"
+    titles = ("image", f"{cam.method}, {cam.layer}" if isinstance(cam, ActivationMap) else "map",
+              "kept: Otsu" if by == "otsu" else f"kept: {by} {lower:.2f} to {upper:.2f}")
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.2), layout="constrained")
-    axes[0].imshow(_bytes(image))
-    bar = figure.colorbar(axes[1].imshow(values, cmap=cmap, vmin=0, vmax=1), ax=axes[1], fraction=0.046)
-    bar.set_label("scaled per image")
+    axes[0].imshow(overlay(image, np.zeros_like(values)))  # a map of zeros leaves the image as it is
+    drawn = axes[1].imshow(values, cmap=cmap, vmin=0, vmax=1)
+    figure.colorbar(drawn, ax=axes[1], fraction=0.046, label="scaled per image")
     axes[2].imshow(overlay(image, threshold_cam(values, lower, upper, by=by), alpha, cmap))
-    for axis, title in zip(axes, ("image", name, f"kept: {band}"), strict=True):
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=9)
         axis.axis("off")
         if mask is not None and np.any(mask) and axis is not axes[0]:  # the image is shown as it is
@@ -345,13 +320,7 @@ def show_cam(image: Any, cam: ActivationMap | np.ndarray, mask: np.ndarray | Non
 
 
 def shared_direction(features: Tensor, sign: str = "auto") -> Tensor:
-    """Return the mean over images of the oriented first components of their features (N, C, h, w): (C,), length 1.
-
-    >>> features = torch.zeros(1, 3, 4, 4)
-    >>> features[0, 1, 2, 2] = 5
-    >>> shared_direction(features).tolist()
-    [0.0, 1.0, 0.0]
-    """
+    """Return the mean over images of the oriented first components of their features (N, C, h, w): (C,), length 1."""
     # an image's component is, up to its length, the sum of its feature vectors weighted by the map
     votes = (principal_map(features, sign)[:, None] * centre(features)).sum((-2, -1))  # (N, C)
     return normalize(normalize(votes, dim=1).mean(0), dim=0)  # every image has one vote, a loud one too
@@ -383,6 +352,7 @@ class SharedMap:
     def fit(cls, model: nn.Module, images: Tensor, layers: Sequence[str] = LAYERS, sign: str = "auto",
             batch: int = 16) -> Self:
         """Find the directions on `images` (N, 3, H, W) in [0, 1], without any mask; a few dozen will do."""
+        # in parts, so that memory does not grow with the images
         parts = [layer_features(model, part, layers) for part in images.split(batch)]
         return cls(model, {name: shared_direction(torch.cat([part[name] for part in parts]), sign)
                            for name in parts[0]})
@@ -395,5 +365,5 @@ class SharedMap:
         """Return maps (N, h, w) from what `layer_features` gave."""
         maps = [standardised(along(features[name], direction)) for name, direction in self.directions.items()]
         finest = max((map.shape[-2:] for map in maps), key=math.prod)  # a U-Net's layers have several grids
-        return torch.stack([map if map.shape[-2:] == finest else interpolate(
-            map[None], finest, mode="bilinear", align_corners=False)[0] for map in maps]).mean(0)
+        maps = [interpolate(map[None], finest, mode="bilinear", align_corners=False)[0] for map in maps]
+        return torch.stack(maps).mean(0)

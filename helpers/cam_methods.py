@@ -11,6 +11,7 @@ Source: Gildenblat and contributors, pytorch-grad-cam (https://github.com/jacobg
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pytorch_grad_cam.base_cam import BaseCAM
 from scipy.linalg import eigh
 from sklearn.decomposition import KernelPCA
 from sklearn.metrics.pairwise import pairwise_kernels
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 LIBRARY_POSITIONS = 64 * 64  # sign="library" runs the library's own decomposition, up to so many positions
@@ -33,7 +34,7 @@ TARGETS = {  # what is asked of a network that has no classes
 
 
 class Target:
-    """A number per image for the library to differentiate: ``target(output)`` with the output (C, h, w).
+    """A number for the library to differentiate: ``target(output)`` with one image's output (C, h, w).
 
     `name` is a key of `TARGETS`, `image` (3, H, W) the network's input. Of a `region`, (H, W) of 0 and 1, only this
     part of the output counts. Raises ValueError for a target that this network cannot have.
@@ -60,9 +61,9 @@ def parse_target(target: Any, size: Sequence[int]) -> tuple[str, Tensor | None]:
 
     Raises ValueError for a name that is none, and a region that is empty or of another `size` (H, W) than the images.
     """
-    # a region alone is one of the mean
-    name, region = target if isinstance(target, tuple) and len(target) == 2 else (
-        (target, None) if isinstance(target, str) else ("mean", target))
+    if not isinstance(target, tuple) or len(target) != 2:
+        target = (target, None) if isinstance(target, str) else ("mean", target)
+    name, region = target
     if name not in TARGETS:
         raise ValueError(f"target must be {', '.join(TARGETS)}, a region (H, W) bool or (name, region), got {target!r}")
     if region is None:
@@ -80,10 +81,7 @@ def centre(maps: Tensor) -> Tensor:
 
 
 def token_norm(features: Tensor, centred: bool = True) -> Tensor:
-    """Return the length of the feature vector at every position of features (B, C, h, w): (B, h, w), never negative.
-
-    With `centred` it is the distance from the image's mean feature vector: how unusual a position is.
-    """
+    """Length of the feature vector at every position of (B, C, h, w): (B, h, w); centred: how unusual a position is."""
     return (centre(features) if centred else features).norm(dim=1)
 
 
@@ -92,8 +90,7 @@ def _largest(maps: Tensor) -> Tensor:
     return flat.gather(1, flat.abs().argmax(1, keepdim=True))[:, 0]
 
 
-# Name of a rule: score (B,) of maps (B, h, w) with the features (B, C, h, w) that they are made of; where it is
-# negative the map is turned.
+# A rule's score (B,) of maps (B, h, w) with the features (B, C, h, w) they are made of: where negative, a map is turned
 SIGN_RULES = {
     # the entry of largest absolute value is positive (scikit-learn's KernelPCA, SegEigenCAM)
     "largest": lambda maps, features: _largest(maps),
@@ -119,14 +116,9 @@ def sign_rule(sign: str) -> str:
 
 
 def orient(maps: Tensor, features: Tensor, sign: str = "auto") -> Tensor:
-    """Return maps (B, h, w), each times 1 or -1, so that the score of a sign rule is not negative.
+    """Return maps (B, h, w), each times 1 or -1, so that the score of the rule `sign` is not negative.
 
-    `features` (B, C, h, w) are what the maps were made of; `sign` is "auto" or a name from `SIGN_RULES`. Where a rule
-    is undecided (a score of exactly 0), "largest" decides.
-
-    >>> map = torch.tensor([[[3.0, -1.0, -2.0]]])
-    >>> orient(-map, map[:, None], "skewness")
-    tensor([[[ 3., -1., -2.]]])
+    `features` (B, C, h, w) are what the maps were made of. Where a rule is undecided (exactly 0), "largest" decides.
     """
     score = SIGN_RULES[sign_rule(sign)](maps, features)
     score = torch.where(score == 0, _largest(maps), score)
@@ -136,11 +128,10 @@ def orient(maps: Tensor, features: Tensor, sign: str = "auto") -> Tensor:
 def project(features: Tensor) -> Tensor:
     """Return features (B, C, h, w), centred per channel, on their first principal component: (B, h, w).
 
-    What the library's EigenCAM computes, up to the sign, which is arbitrary. The component is the first right singular
-    vector of the (h * w) x C matrix X of an image's features, hence an eigenvector of the C x C matrix X'X; where
-    there are more channels than positions, XX' is the smaller one. Neither grows with the square of h * w.
+    What the library's EigenCAM computes, up to the sign. The component is the first right singular vector of the
+    (h * w) x C matrix X of an image's features, hence an eigenvector of the C x C matrix X'X; where there are more
+    channels than positions, XX' is the smaller one.
     """
-    _, _, height, width = features.shape
     tokens = features.flatten(2).transpose(1, 2).float()  # (B, h * w, C)
     tokens = torch.where(tokens.isnan(), 0, tokens)  # as the library does
     tokens = tokens - tokens.mean(1, keepdim=True)  # a component of what is the same everywhere says nothing
@@ -153,7 +144,7 @@ def project(features: Tensor) -> Tensor:
         gram = tokens @ tokens.mT
         vector = _top_eigenvector(gram)
         projection = vector * (vector.mT @ gram @ vector).clamp_min(0).sqrt()
-    return (projection * scale).reshape(-1, height, width)
+    return (projection * scale).reshape(-1, *features.shape[2:])
 
 
 def _top_eigenvector(gram: Tensor) -> Tensor:
@@ -167,14 +158,10 @@ def _top_eigenvector(gram: Tensor) -> Tensor:
 
 @torch.no_grad()
 def principal_map(features: Tensor, sign: str = "auto") -> Tensor:
-    """First principal component of features as a map: EigenCAM for a whole batch, without hooks and without gradients.
+    """First principal component of features (B, C, h, w), else ValueError: EigenCAM without hooks and gradients.
 
-    Args:
-        features: (B, C, h, w), of any scale, any device; ValueError for another shape.
-        sign: "auto" or a name from `SIGN_RULES`.
-
-    Returns:
-        (B, h, w) float32, signed, mean 0 per image; all 0 where the features are the same everywhere.
+    Returns (B, h, w) float32, oriented by the rule `sign`, mean 0 per image; all 0 where features are the same
+    everywhere.
 
     Source: Muhammad & Yeasin, "Eigen-CAM" (IJCNN 2020, arXiv:2008.00299).
 
@@ -193,8 +180,8 @@ def kernel_projection(features: Tensor, kernel: str = "sigmoid", gamma: float | 
     """First kernel principal component of one image's features (C, h, w), sign as it falls: (h, w) float32.
 
     Nystroem: with K the n x n kernel matrix of all positions, K_m its columns at m landmarks and K_mm the block between
-    those, K is about K_m K_mm^-1 K_m'. Of K_mm the `rank` eigenvalues of largest size are kept, with their signs, since
-    the sigmoid kernel has negative ones. Time and memory grow with n, not n * n.
+    those, K is about K_m K_mm^-1 K_m', in time and memory that grow with n. Of K_mm the `rank` eigenvalues of largest
+    size are kept, with their signs, since the sigmoid kernel has negative ones.
 
     Source: Williams & Seeger, "Using the Nystroem method to speed up kernel machines" (NeurIPS 2000); Schoelkopf, Smola
     & Mueller, "Nonlinear component analysis as a kernel eigenvalue problem" (Neural Computation 1998).
@@ -211,16 +198,15 @@ def kernel_projection(features: Tensor, kernel: str = "sigmoid", gamma: float | 
     # one landmark in each of m equal runs of positions, at random: an even grid alone could beat with a texture
     edges = np.linspace(0, count, landmarks + 1).astype(int)
     marks = tokens[np.random.default_rng(0).integers(edges[:-1], edges[1:])]
-    options = {} if kernel in ("linear", "cosine") else {"gamma": gamma}
+    kernels = partial(pairwise_kernels, metric=kernel, filter_params=True, gamma=gamma)  # (p, C), (q, C) to (p, q)
 
     # K_mm by its eigenvalues, without those that are zero but for rounding
-    values, vectors = np.linalg.eigh(pairwise_kernels(marks, metric=kernel, **options))
+    values, vectors = np.linalg.eigh(kernels(marks))
     kept = np.argsort(-np.abs(values))[:rank]
     kept = kept[np.abs(values[kept]) > 1e-12 * np.abs(values).max()]
     basis = vectors[:, kept] / np.sqrt(np.abs(values[kept]))  # (m, rank)
     # every position in that basis, in parts to save memory: K is about mapped @ diag(signs) @ mapped'
-    mapped = np.concatenate([pairwise_kernels(tokens[i:i + 4096], marks, metric=kernel, **options) @ basis
-                             for i in range(0, count, 4096)])  # (n, rank)
+    mapped = np.concatenate([kernels(tokens[i:i + 4096], marks) @ basis for i in range(0, count, 4096)])  # (n, rank)
     mapped -= mapped.mean(0)
 
     # its first eigenvector, found in the rank x rank space of orthonormal axes
@@ -242,17 +228,18 @@ class _Mapped:
 
     sign = "defined"  # up is what raises the target
 
-    def get_cam_image(self, input_tensor: Tensor, target_layer: torch.nn.Module, targets: list, activations: np.ndarray,
-                      grads: np.ndarray | None, eigen_smooth: bool = False) -> np.ndarray:
+    def get_cam_image(self, input_tensor: Tensor, target_layer: nn.Module, targets: list[Target],
+                      activations: np.ndarray | None, grads: np.ndarray | None,
+                      eigen_smooth: bool = False) -> np.ndarray:
+        """Return the map (B, h, w) of activations and gradients (B, C, h, w); ValueError where there can be none."""
         name = type(self).__name__
         if activations is None:  # the library would fail with words that explain nothing
             raise ValueError(f"{name}: the image does not pass this layer, a {type(target_layer).__name__}")
         if min(grid := activations.shape[2:]) < 2:
             raise ValueError(f"{name}: a map needs a grid of at least 2 x 2, got {grid[0]} x {grid[1]}")
         if self.uses_gradients and (grads is None or not np.any(grads)):
-            raise ValueError(f"{name} needs a gradient, and none of this target reaches this layer: the target does "
-                             "not depend on it, or the network computes it without gradients; EigenCAM and KPCA_CAM "
-                             "need none")
+            raise ValueError(f"{name} needs a gradient, and none of this target reaches this layer: it does not depend "
+                             "on it, or is computed without gradients; EigenCAM and KPCA_CAM need none")
         self.raw = np.float32(self.signed_map(input_tensor, target_layer, targets, activations, grads, eigen_smooth))
         return self.raw  # which the library cuts at zero and scales
 
@@ -272,7 +259,7 @@ class Signed(_Mapped):
 
     def features(self, activations: np.ndarray, grads: np.ndarray | None) -> np.ndarray:
         """Return what is decomposed, (B, C, h, w)."""
-        return activations
+        return activations  # as EigenCAM does
 
     def decompose(self, features: Tensor) -> Tensor:
         """Map features (B, C, h, w) to (B, h, w), the sign as it falls."""
@@ -280,7 +267,7 @@ class Signed(_Mapped):
 
     def signed_map(self, *args: Any) -> np.ndarray:
         """Return the component (B, h, w) of the features, oriented by the rule `sign`."""
-        *_, activations, grads, _ = args
+        *_, activations, grads, _ = args  # those of `get_cam_image`
         if self.sign == "library":
             if (positions := np.prod(activations.shape[2:])) > LIBRARY_POSITIONS:
                 raise ValueError("sign=\"library\" runs the library's own decomposition, whose memory grows with the "
@@ -297,9 +284,8 @@ class EigenCAM(Signed, library.EigenCAM):
 class KPCA_CAM(Signed, library.KPCA_CAM):
     """First *kernel* principal component of the activations (Karmani et al., arXiv:2410.00267), by Nystroem.
 
-    The kernel is the library's "sigmoid", tanh(x'y / C + 1), which is not positive semi-definite. Activations are
-    centred per channel and the kernel matrix in rows and columns, as in the library, but in double precision: with
-    small activations the centred sigmoid kernel is lost in single precision.
+    The kernel is the library's "sigmoid", tanh(x'y / C + 1), which is not positive semi-definite. Centred as in the
+    library, but in double precision: with small activations the centred kernel is lost in single precision.
     """
 
     def decompose(self, features: Tensor) -> Tensor:
@@ -314,12 +300,9 @@ class EigenGradCAM(Signed, library.EigenGradCAM):
 
 
 class SegEigenCAM(Signed, library.SegEigenCAM):
-    """First principal component of activations times absolute gradients (Chung & Ying, doi:10.3390/app15137562).
+    """First principal component of activations times absolute gradients (Chung & Ying, doi:10.3390/app15137562)."""
 
-    Its sign rule is part of the method.
-    """
-
-    auto = "largest"
+    auto = "largest"  # part of the method
 
     def features(self, activations: np.ndarray, grads: np.ndarray | None) -> np.ndarray:
         return np.abs(grads) * activations
@@ -342,9 +325,8 @@ class _Rectified(_Mapped):
 
     def signed_map(self, *args: Any) -> np.ndarray:
         if (args[-3] < 0).any():
-            raise ValueError(f"{type(self).__name__} divides by a channel's sum of activations, which has a meaning "
-                             "only where none is negative (after a ReLU): not at a ViT block; GradCAM and HiResCAM do "
-                             "without")
+            raise ValueError(f"{type(self).__name__} divides by a channel's sum of activations and needs a layer where "
+                             "none is negative (after a ReLU), so no ViT block; GradCAM and HiResCAM do without")
         return super().signed_map(*args)
 
 

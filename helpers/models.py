@@ -264,9 +264,8 @@ class HybridViTUNet(UNet):
         vit, resize, seed: what `open_vit` takes; `vit` may also be a `ViT` that is open.
         freeze_vit: True: the ViT is not trained and not in the state dict; False: all of it is; a number n: the first
             n blocks and the embeddings are frozen, the rest is trained and in the state dict.
-        join: "concat" (the original), "gated" (a gate per pixel and channel decides how much of the projected tokens is
-            added) or "attention" (every pixel of the pooled stage asks all tokens; the answer is added). The last two
-            start as a U-Net that ignores the ViT.
+        join: "concat" (the original) or "attention" (every pixel of the pooled stage asks all tokens; the answer is
+            added), which starts as a U-Net that ignores the ViT.
         blocks: numbers of the blocks whose tokens are joined, each normalised on its own; None: the ViT's last tokens.
 
     >>> HybridViTUNet(width=32)(torch.rand(1, 3, 224, 224)).shape          # doctest: +SKIP

@@ -33,7 +33,6 @@ BUILT_IN = "vit-tiny-surfaces"
 EXTRA_TOKENS = {"vit": 1, "deit": 2, "vit_msn": 1, "dinov2": 1, "dinov2_with_registers": 1, "dinov3_vit": 1}
 FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json",
          "model-*.safetensors"]
-RESIZE = ("positions", "picture")
 
 
 class ViT(nn.Module):
@@ -41,19 +40,19 @@ class ViT(nn.Module):
 
     Attributes:
         model: the network of the library `transformers`; `config` is its configuration.
-        name: what it was opened as: the built-in one's name, a folder's name or a Hub name.
-        sha256: of its weights: of the files that were read, or of the tensors where they are random.
-        resize: what is done with images of another size than the network's own. "positions": the position embeddings
-            are interpolated, so that pixels, and noise, keep their size (an image that does not divide into patches is
-            stretched to the next size that does); "picture": the image is resized to the network's own size.
+        name: the built-in one's, a folder's or that on the Hub.
+        sha256: of the weights' files, or of the tensors where they are random.
+        resize: what is done with images of another size than the network's own. "positions": position embeddings are
+            interpolated, so that pixels, and noise, keep their size (but for a stretch to a whole number of patches);
+            "picture": the image is resized to the network's own size.
         channels: C, numbers in a token.
     """
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], name: str, sha256: str,
                  resize: str = "positions") -> None:
         super().__init__()
-        if resize not in RESIZE:
-            raise ValueError(f"resize must be one of {', '.join(RESIZE)}, got {resize!r}")
+        if resize not in ("positions", "picture"):
+            raise ValueError(f"resize must be one of positions, picture, got {resize!r}")
         self.model, self.config, self.name, self.sha256, self.resize = model, model.config, name, sha256, resize
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -63,15 +62,11 @@ class ViT(nn.Module):
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
 
     def forward(self, images: Tensor, blocks: Sequence[int | None] | None = None) -> Tensor | list[Tensor]:
-        """Return the last tokens, after the final normalisation; or a list of the tokens after the given blocks.
+        """Return the last tokens of images (B, 3, H, W) in [0, 1], of any size; or a list of those after given blocks.
 
-        Args:
-            images: (B, 3, H, W) in [0, 1], of any size.
-            blocks: numbers of blocks, counted from 0 like ``vit_blocks(vit)[0]``; negative ones from the end; None
-                among them stands for the last tokens, after the final normalisation. Others raise ValueError.
-
-        Returns:
-            (B, N, C) with class and register tokens (`patch_grid` takes them off), or a list of such.
+        Tokens are (B, N, C) with class and register tokens, which `patch_grid` takes off. `blocks` are counted like
+        ``vit_blocks(vit)``, negative ones from the end; None among them stands for the last tokens, after the final
+        normalisation. Images or blocks that cannot be raise ValueError.
         """
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise ValueError(f"a ViT takes images of shape (B, 3, H, W), got {tuple(images.shape)}")
@@ -89,10 +84,9 @@ class ViT(nn.Module):
         return [output.last_hidden_state if n is None else output.hidden_states[1 + n % depth] for n in blocks]
 
     def freeze(self, freeze: bool | int, used: Sequence[int] | None = None) -> list[str]:
-        """Freeze all weights (True), none (False) or the embeddings and the first n blocks (n); train the others.
+        """Freeze all weights (True), none (False) or the embeddings and first n blocks (n); return the frozen names.
 
-        What the tokens that are `used` (numbers of blocks; None: the last ones) do not depend on is frozen too. Returns
-        the names of the frozen weights in the state dict; raises ValueError where there is no such block.
+        What the tokens that are `used` (numbers of blocks; None: the last ones) do not depend on is frozen too. ValueError: no such block.
         """
         blocks = vit_blocks(self)
         if used is not None and not (used and all(-len(blocks) <= n < len(blocks) for n in used)):
@@ -118,14 +112,13 @@ def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positi
 
     Args:
         source: None for `DENOISE_VIT`, where that is not set for the built-in one; a folder in Hugging Face layout
-            (config.json, preprocessor_config.json, model.safetensors); or a name on the Hub, "owner/model". Nothing is
-            fetched unless such a name is given. Kinds: ViT, ViT-MSN, DeiT, DINOv2 with or without registers, DINOv3.
+            (config.json, preprocessor_config.json, model.safetensors); or a name on the Hub, "owner/model", the only
+            case in which anything is fetched. Kinds: ViT, ViT-MSN, DeiT, DINOv2 with or without registers, DINOv3.
         resize: "positions" or "picture", see `ViT`.
         seed: take random weights of this seed instead of the trained ones (a control).
 
-    Raises:
-        FileNotFoundError: it is not there, or not to be had offline; says what to do.
-        ValueError: not a ViT of these kinds, files that are broken, an unknown `resize`.
+    Raises FileNotFoundError where it is not to be had, and says what to do; ValueError for another kind of network,
+    broken files or an unknown `resize`.
 
     >>> open_vit()(torch.rand(1, 3, 224, 224)).shape
     torch.Size([1, 197, 192])
@@ -147,7 +140,10 @@ def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positi
             with torch.random.fork_rng(devices=[]):  # the global generator is left alone
                 torch.manual_seed(seed)
                 model = kind(config, **options).float()
-            name, digest = f"{name} with random weights {seed}", _sha256_of_tensors(model)
+            # sorted, since the names of tensors differ between versions
+            hashes = sorted(hashlib.sha256(t.contiguous().numpy().tobytes()).digest()
+                            for t in model.state_dict().values())
+            name, digest = f"{name} with random weights {seed}", hashlib.sha256(b"".join(hashes)).hexdigest()
         return ViT(model, *_normalisation(folder), name, digest, resize).eval().requires_grad_(False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise ValueError(f"{name} cannot be opened as a ViT: {error}") from error
@@ -178,14 +174,9 @@ def extra_tokens(vit: nn.Module) -> int:
 def patch_grid(tokens: Tensor, vit: nn.Module, size: Sequence[int] | None = None) -> Tensor:
     """Bring a ViT's tokens to the grid of its patches, without class and register tokens.
 
-    Args:
-        tokens: (B, N, C), what the ViT or one of its blocks gave.
-        vit: the `ViT` they are of, or a network of `transformers`.
-        size: (H, W) of the images in pixels; None for images of the network's own size (224 x 224 for the built-in
-            one). Tokens do not tell their grid: those of any other image are refused without it.
-
-    Returns:
-        (B, C, h, w), h and w computed; ValueError where so many tokens are no such grid.
+    `tokens` (B, N, C) are what `vit`, a `ViT` or a network of `transformers`, or one of its blocks gave; `size` (H, W)
+    that of the images in pixels, which tokens do not tell; None for images of the network's own size. Returns
+    (B, C, h, w); raises ValueError where so many tokens are no such grid.
 
     >>> patch_grid(torch.zeros(2, 1 + 6 * 8, 192), open_vit(), (96, 128)).shape
     torch.Size([2, 192, 6, 8])
@@ -214,7 +205,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def leave_out(model: nn.Module, names: Sequence[str]) -> None:
-    """Keep weights of a network out of its state dict, since they are in a file of their own, nor miss them there."""
+    """Keep weights of a network, by name, out of its state dict, and do not miss them when one is loaded."""
     def drop(_: nn.Module, state: dict[str, Tensor], prefix: str, __: Any) -> None:
         for name in names:
             state.pop(prefix + name, None)  # a prefix comes from a network around it, as of averaged weights
@@ -236,24 +227,6 @@ class ConcatJoin(nn.Sequential):
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
         tokens = interpolate(tokens, features.shape[-2:], mode="bilinear", align_corners=False)  # (B, C, h, w)
         return torch.cat([features, super().forward(tokens)], dim=1)  # (B, F + 2F, h, w)
-
-
-class GatedJoin(nn.Module):
-    """Add projected tokens, through a gate that both halves open: (B, F, h, w), as the features are."""
-
-    def __init__(self, channels: int, tokens: int) -> None:
-        super().__init__()
-        self.tokens = nn.Sequential(nn.Conv2d(tokens, channels, 1), nn.ReLU(inplace=True))
-        self.value = nn.Conv2d(channels, channels, 1)
-        self.gate = nn.Conv2d(2 * channels, channels, 1)
-        nn.init.zeros_(self.value.weight)  # nothing is added at the start
-        nn.init.zeros_(self.value.bias)
-
-    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
-        tokens = interpolate(tokens, features.shape[-2:], mode="bilinear", align_corners=False)  # (B, C, h, w)
-        tokens = self.tokens(tokens)  # (B, F, h, w)
-        gate = torch.sigmoid(self.gate(torch.cat([features, tokens], dim=1)))  # (B, F, h, w) in 0..1
-        return features + gate * self.value(tokens)
 
 
 class AttentionJoin(nn.Module):
@@ -278,7 +251,7 @@ class AttentionJoin(nn.Module):
         return features + answer.transpose(1, 2).unflatten(2, features.shape[-2:])
 
 
-JOINS = {"concat": ConcatJoin, "gated": GatedJoin, "attention": AttentionJoin}
+JOINS = {"concat": ConcatJoin, "attention": AttentionJoin}  # a way that is only tried adds itself: lab.joins
 
 
 def _find(source: str | os.PathLike[str] | None) -> tuple[Path, str]:
@@ -304,8 +277,8 @@ def _find(source: str | os.PathLike[str] | None) -> tuple[Path, str]:
                                 "DENOISE_VIT") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a ViT's weights: the one, or those that its index names, sorted."""
+def _read_weights(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """Return a ViT's weights and the sha256 of the bytes of their files: the one, or those that its index names."""
     names = ["model.safetensors"]
     if not (folder / names[0]).is_file() and (index := folder / "model.safetensors.index.json").is_file():
         shards = json.loads(index.read_text(encoding="utf-8"))
@@ -313,23 +286,17 @@ def _weight_files(folder: Path) -> list[Path]:
         if not isinstance(shards, dict) or not shards:
             raise ValueError(f"{index.name} must have a weight_map that names files, got {shards!r:.60}")
         names = sorted(set(map(str, shards.values())))  # a file is named once for every tensor in it
-    home, files = folder.resolve(), [folder / name for name in names]
+    home, weights, digest = folder.resolve(), {}, hashlib.sha256()
     # in the Hub's cache the files of a snapshot are links to ../../blobs
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    for name, path in zip(names, files, strict=True):
+    for name in names:
+        path = folder / name
         if path.suffix != ".safetensors" or path.parent != folder or "\\" in name:
             raise ValueError(f"weights must be .safetensors files in the folder itself, got {name!r}")
         if not path.is_file():
             raise ValueError(f"there is no {name}, a file of its weights")
         if path.resolve().parent not in homes:
             raise ValueError(f"weights must lie in the folder, and {name} is a link that leads out of it")
-    return files
-
-
-def _read_weights(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """Return a ViT's weights and the sha256 of the bytes that they were read from, over all files in order."""
-    weights, digest = {}, hashlib.sha256()
-    for path in _weight_files(folder):
         content = path.read_bytes()  # once, so that what is hashed is what is loaded
         digest.update(content)
         weights |= load(content)
@@ -367,11 +334,4 @@ def _normalisation(folder: Path) -> tuple[list[float], list[float]]:
     scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
     if not settings.get("do_normalize", True):
         return [0.0] * 3, [1 / scale] * 3
-    mean, std = settings["image_mean"], settings["image_std"]
-    return [m / scale for m in mean], [s / scale for s in std]
-
-
-def _sha256_of_tensors(model: nn.Module) -> str:
-    """Return a sha256 of all weights that does not depend on their names, which differ between versions."""
-    digests = sorted(hashlib.sha256(t.contiguous().numpy().tobytes()).digest() for t in model.state_dict().values())
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+    return [m / scale for m in settings["image_mean"]], [s / scale for s in settings["image_std"]]

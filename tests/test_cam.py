@@ -521,3 +521,18 @@ def test_features_of_eight_threads_do_not_mix(vit):
         together = list(pool.map(lambda image: layer_features(vit, image), images))
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("size", [(32, 72), (48, 24)])
+def test_a_network_of_transformers_has_maps_of_its_own_grid(size):
+    config = ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32,
+                       image_size=size, patch_size=8)
+    torch.manual_seed(0)
+    network, image = ViTModel(config, add_pooling_layer=False), torch.rand(3, *size)
+    assert list(layers_of(network)) == ["block 0", "block 1"]
+    raw = activation_map(network, image, "block 1").raw
+    tokens = network(image[None]).last_hidden_state
+    assert raw.shape == (size[0] // 8, size[1] // 8) and tokens.shape[1] == 1 + raw.size
+    # the same network wrapped as `open_vit` does it, told that images need no normalising
+    wrapped = ViT(network, [0.0] * 3, [1.0] * 3, "tiny", "")
+    np.testing.assert_allclose(activation_map(wrapped, image, "block 1").raw, raw, atol=1e-4)

@@ -9,6 +9,7 @@ import torch
 from test_vit import KINDS, save_vit
 from torch.optim.swa_utils import AveragedModel
 
+import lab.joins  # noqa: F401  adds "gated" to JOINS
 from helpers.denoise import denoise
 from helpers.models import HybridViTUNet, UNet
 from helpers.vit import JOINS, open_vit, vit_blocks
@@ -188,7 +189,7 @@ def test_any_picture_through_denoise(vit):
 
 
 @pytest.mark.parametrize("arguments, complaint", [
-    ({"join": "sum"}, "join must be one of concat, gated, attention, got 'sum'"),
+    ({"join": "sum"}, "join must be one of concat, attention, gated, got 'sum'"),
     ({"blocks": (1, 3)}, r"blocks must be numbers in 0..2, got \[1, 3\]"),
     ({"blocks": ()}, "blocks must be numbers"),
     ({"freeze_vit": 3}, "freeze_vit must be True, False or a number in 1..2, got 3"),
