@@ -36,10 +36,8 @@ class OtherViTError(CheckpointError):
 def checkpoint_path(name: str) -> Path:
     """Return where checkpoint `name` is: in ``data/checkpoints/``, or in ``data/runs/`` as an experiment made here.
 
-    An alias leads to the checkpoint that it names. Where there is neither, the path that a shipped one would have.
-
-    Raises:
-        CheckpointError: an alias of a checkpoint that is not there; a broken ``aliases.json``.
+    An alias leads to the checkpoint that it names; raise CheckpointError where that is not there or ``aliases.json``
+    is broken. Where there is nothing of the name, return the path that a shipped one would have.
     """
     shipped = data_dir() / "checkpoints" / f"{name}.safetensors"
     if shipped.is_file():
@@ -48,14 +46,14 @@ def checkpoint_path(name: str) -> Path:
         if not (target := shipped.with_stem(other)).is_file():
             raise CheckpointError(f"{name!r} is another name of {other!r}, which is not in data/checkpoints")
         return target
+    # An experiment never hides a checkpoint of the same name.
     experiment = data_dir() / "runs" / f"{name}.safetensors"
     return experiment if experiment.is_file() else shipped
 
 
 def _aliases() -> dict[str, str]:
     """Return {alias: name} from ``data/checkpoints/aliases.json``: second names of shipped checkpoints."""
-    path = data_dir() / "checkpoints" / "aliases.json"
-    if not path.is_file():
+    if not (path := data_dir() / "checkpoints" / "aliases.json").is_file():
         return {}
     try:
         aliases = json.loads(path.read_text(encoding="utf-8"))
@@ -78,10 +76,10 @@ def checkpoint_names() -> list[str]:
 def build(architecture: str, arguments: dict) -> Denoiser:
     """Return an untrained denoiser of class `architecture` in `helpers.models`.
 
-    Raises:
-        CheckpointError: there is no such class, or it does not take these arguments.
-        FileNotFoundError: a hybrid, and the ViT that `open_vit` looks for is not there.
+    Raise CheckpointError where there is no such class or it does not take these arguments, and FileNotFoundError where
+    it is a hybrid and the ViT that `open_vit` looks for is not there.
     """
+    # A file may name whatever it likes: only a network of ours is called.
     kind = getattr(models, architecture, None)
     if not (isinstance(kind, type) and issubclass(kind, Denoiser) and kind is not Denoiser):
         raise CheckpointError(f"helpers.models has no denoiser {architecture!r}")
@@ -94,9 +92,8 @@ def build(architecture: str, arguments: dict) -> Denoiser:
 def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
     """Return a sha256 of tensors as hexadecimal digits: of names, types, shapes and bytes, in the order of the names.
 
-    Example:
-        >>> tensors_sha256({"a": torch.zeros(2)}) == tensors_sha256({"a": torch.zeros(1, 2)})
-        False
+    >>> tensors_sha256({"a": torch.zeros(2)}) == tensors_sha256({"a": torch.zeros(1, 2)})
+    False
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -107,11 +104,7 @@ def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a dict of tensors as safetensors in one step: a reader sees the old file or the new one.
-
-    Raises:
-        OSError: the file cannot be written, for example on a full disk.
-    """
+    """Write a dict of tensors as safetensors in one step: a reader finds the old file or the new one, never half."""
     # safetensors refuses tensors that share memory, as tied weights do.
     copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     with atomic_path(path) as temporary:
@@ -119,11 +112,7 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[st
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return the tensors in a safetensors file, on the CPU, and its metadata.
-
-    Raises:
-        CheckpointError: the file is no readable safetensors file; says which.
-    """
+    """Return the tensors in a safetensors file, on the CPU, and its metadata; CheckpointError if it cannot be read."""
     try:
         with safe_open(path, "pt") as file:  # opened once, so that both are of one file
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
@@ -132,38 +121,30 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def save(model: Denoiser, name: str, card: dict, half: bool = True, folder: str = "checkpoints") -> Path:
-    """Write `model` as checkpoint `name`, weights and card in one step.
+    """Write a denoiser of `helpers.models` as checkpoint `name`, weights and card in one step; return the file's path.
 
     Args:
-        model: a denoiser of `helpers.models`.
         card: what there is to say of its origin, fit for JSON. What the model says of itself (`Denoiser.card`:
             architecture, arguments, a hybrid's ViT), "name" and "sha256" are added.
-        half: store float16, else as it is.
+        half: store float16, else as it is. Raise CheckpointError where weights are not finite in this precision.
         folder: "checkpoints" for what is shipped, "runs" for experiments.
-
-    Returns:
-        The file's path.
-
-    Raises:
-        CheckpointError: weights that are not finite in this precision.
-        OSError: the file cannot be written; an older one is left as it was.
     """
     path, state = data_dir() / folder / f"{name}.safetensors", model.state_dict()
-    if half:
+    if half:  # half the size in git
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     # What could not be loaded again is not written: above 65504 half precision has only infinity.
-    if wrong := [key for key, value in state.items() if not value.isfinite().all()]:
-        raise CheckpointError(f"{path.name} is not written: {wrong[0]} holds NaN or infinity (stored as "
-                              f"{state[wrong[0]].dtype})")
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path.name} is not written: {key} holds NaN or infinity (stored as {value.dtype})")
+    # The model and the weights have the last word: a card cannot name others.
     card = plain({**card, **model.card(), "name": name, "sha256": tensors_sha256(state)})
     save_tensors(state, path, {"card": json.dumps(card, ensure_ascii=False, allow_nan=False)})
     return path
 
 
 def _read(name: str) -> tuple[dict[str, torch.Tensor], dict, str]:
-    """Return tensors, card and file name of checkpoint `name`."""
-    path = checkpoint_path(name)
-    if not path.is_file():
+    """Return tensors, card and file name of checkpoint `name`; what is raised, see `read_card`."""
+    if not (path := checkpoint_path(name)).is_file():
         there = ", ".join(checkpoint_names()) or "none"
         raise FileNotFoundError(f"no checkpoint {name!r} in data/checkpoints (there: {there}): restore it from git, "
                                 f"or train it with `python -m lab.train --only {name}`")
@@ -175,9 +156,10 @@ def _read(name: str) -> tuple[dict[str, torch.Tensor], dict, str]:
                               f"{type(error).__name__}: {error}") from error
     if not isinstance(card, dict):
         raise CheckpointError(f"{path.name} needs a card, a JSON object, got {card!r:.80}")
+    # A field of another type would fail later and name neither file nor field.
     for field, (kind, words) in WANTED.items():
         value = card.get(field)
-        if not isinstance(value, kind) and (field in card or field != "vit"):
+        if not isinstance(value, kind) and (field in card or field != "vit"):  # hybrids alone have one
             raise CheckpointError(f"{path.name}: the card's field {field!r} must be {words}, got {value!r:.80}")
     return tensors, card, path.name
 
@@ -185,9 +167,7 @@ def _read(name: str) -> tuple[dict[str, torch.Tensor], dict, str]:
 def read_card(name: str) -> dict:
     """Return the card of checkpoint `name`.
 
-    Raises:
-        FileNotFoundError: no such checkpoint; lists those there are.
-        CheckpointError: the card is missing, or has not the fields needed; names file and field.
+    Raise FileNotFoundError where there is no such file, CheckpointError where a card or a field of it is missing.
     """
     return _read(name)[1]
 
@@ -197,8 +177,7 @@ def load(name: str) -> Denoiser:
 
     Raises:
         FileNotFoundError: no such checkpoint; lists those there are and says how to train it.
-        CheckpointError: the weights differ from the card's sha256, are not finite, or do not fit the architecture it
-            names; the card is broken.
+        CheckpointError: the card is broken; the weights differ from its sha256, are not finite, or do not fit.
         OtherViTError: `open_vit()` gives another ViT than the one that it was trained beside.
     """
     tensors, card, file = _read(name)
@@ -208,13 +187,12 @@ def load(name: str) -> Denoiser:
                               f"from git, or train it again with `make train ONLY={name}`")
     try:
         model = build(card["architecture"], card["arguments"])
+        model.check_card(card)  # a frozen ViT's weights are not in the file: it must be the same one
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
-    # A frozen ViT's weights are not in the file: it must be the same one.
-    try:
-        model.check_card(card)
     except ValueError as error:
         raise OtherViTError(f"{file}: {error}") from error
+    # Last the weights: they must fit, and none may be NaN, which would make every image black.
     try:
         model.load_state_dict(tensors)  # float16 is turned into the model's float32
         check_finite_weights(model)

@@ -69,10 +69,10 @@ class Denoiser(nn.Module):
 
     def start_from(self, other: nn.Module) -> Self:
         """Take the weights of a trained network and return the model; raise ValueError where they do not fit."""
-        weights, own = self._fitting(other.state_dict()), self.state_dict()
-        wrong = [key for key in {**weights, **own} if key not in own or key not in weights
-                 or own[key].shape != weights[key].shape]
-        if wrong:
+        weights = self._fitting(other.state_dict())
+        # compared before anything is taken: torch would stop half way
+        came, own = ({key: value.shape for key, value in state.items()} for state in (weights, self.state_dict()))
+        if wrong := [key for key in {**came, **own} if came.get(key) != own.get(key)]:
             raise ValueError(f"wanted weights for {type(self).__name__}({self.arguments}), got a network with another "
                              f"{', '.join(wrong[:3])}")
         self.load_state_dict(weights)
@@ -108,12 +108,10 @@ def double_conv(channels: int, out_channels: int) -> nn.Sequential:
 
 
 class DenseDAE(Denoiser):
-    """A fully connected denoising autoencoder for 56 x 56 images.
+    """A fully connected autoencoder for 56 x 56 images, squeezed through `bottleneck` numbers, 1 to 256.
 
-    Args:
-        bottleneck: numbers that the whole image is squeezed through, 1 to 256.
-        skip: mix the noisy image into the output, (1 - g) of what the layers paint and g of what came in; the
-            gate g, one number, is learned. Simply added, the noisy image would bring all of its noise along.
+    `skip` mixes the noisy image into the output, (1 - g) of what the layers paint and g of what came in; the gate g,
+    one number, is learned. Simply added, the noisy image would bring all of its noise along.
 
     >>> DenseDAE(bottleneck=8)(torch.zeros(2, 3, 56, 56)).shape
     torch.Size([2, 3, 56, 56])
@@ -141,11 +139,9 @@ class DenseDAE(Denoiser):
 
 
 class ConvDAE(Denoiser):
-    """A convolutional denoising autoencoder without skip connections: three stages down, three up.
+    """A convolutional autoencoder without skip connections: three stages down, of `width` = w, 2w and 4w channels.
 
-    Args:
-        width: channels of the first stage (then 2 and 4 times as many).
-        predict: "image" or "noise" (the output is then the noisy image minus what the network predicts).
+    `predict`: "image" or "noise" (the output is then the noisy image minus what the network predicts).
 
     >>> ConvDAE(width=4)(torch.zeros(1, 3, 24, 40)).shape
     torch.Size([1, 3, 24, 40])
@@ -200,19 +196,17 @@ class UNet(Denoiser):
         self.encoder = nn.ModuleList(double_conv(a, b) for a, b in pairwise([3, *widths[:-1]]))
         self.pool = nn.MaxPool2d(2)
         self.bottleneck = double_conv(widths[-2], widths[-1])
-        self.up = nn.ModuleList(self._up(b, a, upsample) for a, b in pairwise(widths))
+        if upsample == "transpose":
+            ups = [nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths)]
+        else:  # the convolution first: at half the size it costs a quarter
+            ups = [nn.Sequential(nn.Conv2d(b, a, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+                   for a, b in pairwise(widths)]
+        self.up = nn.ModuleList(ups)
         self.decoder = nn.ModuleList(double_conv(2 * channels, channels) for channels in widths[:-1])
         self.head = nn.Conv2d(width, 3, 1)
         if predict == "noise":
             nn.init.zeros_(self.head.weight)  # start as the identity: "there is no noise"
             nn.init.zeros_(self.head.bias)
-
-    @staticmethod
-    def _up(channels: int, out_channels: int, upsample: str) -> nn.Module:
-        if upsample == "transpose":
-            return nn.ConvTranspose2d(channels, out_channels, 2, stride=2)
-        return nn.Sequential(nn.Conv2d(channels, out_channels, 1),
-                             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
 
     def encode(self, noisy: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the skip connections, from fine to coarse, and the pooled last stage (B, 4w, H/8, W/8)."""
@@ -239,10 +233,9 @@ class UNet(Denoiser):
 
 
 class CrackSegmenter(UNet):
-    """A small U-Net that reads cracks, the judge of crack legibility: (B, 3, H, W) to logits (B, 1, H, W) of "crack".
+    """A small U-Net that reads cracks, trained on clean images: (B, 3, H, W) to logits (B, 1, H, W) of "crack".
 
-    No denoiser, only built and kept like one: `denoise` refuses it. Trained once on clean train images, never on
-    denoised ones; how well it still finds a crack in a denoised image says how much of the crack is left.
+    How well it finds a crack in a denoised image says how much of it is left. `denoise` refuses it: it is no denoiser.
 
     >>> CrackSegmenter(width=4)(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 1, 32, 32])
@@ -256,14 +249,13 @@ class CrackSegmenter(UNet):
 class HybridViTUNet(UNet):
     """A U-Net with a ViT's tokens joined to its bottleneck; called as ``model(noisy)`` like the other denoisers.
 
-    The ViT sees the noisy image, whole and normalised as it wants it, at any size; `denoise` works in tiles of
-    224 x 224, on which it was trained.
+    The ViT sees the whole noisy image, at any size; `denoise` works in tiles of 224 x 224, as in training.
 
     Args:
         width, predict, upsample: as in `UNet`, of three stages.
         vit, resize, seed: what `open_vit` takes; `vit` may also be a `ViT` that is open.
-        freeze_vit: True: the ViT is not trained and not in the state dict; False: all of it is; a number n: the first
-            n blocks and the embeddings are frozen, the rest is trained and in the state dict.
+        freeze_vit: True: the ViT is not trained and not in the state dict; False: all of it is; a number n: all but
+            the embeddings and the first n blocks.
         join: "concat" (the original) or "attention" (every pixel of the pooled stage asks all tokens; the answer is
             added), which starts as a U-Net that ignores the ViT.
         blocks: numbers of the blocks whose tokens are joined, each normalised on its own; None: the ViT's last tokens.
