@@ -35,7 +35,7 @@ DEFAULTS = ("hybrid_sharp", "hybrid", "unet")  # the first of these checkpoints 
 
 def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = None, overlap: int | None = None,
             batch_size: int | None = None, progress: bool = False) -> np.ndarray | Tensor:
-    """Denoise an image of any size, from 1 x 1 to 100 megapixels and more.
+    """Return an image of any size denoised: of its kind, shape, dtype and device; uint8 rounded, floats unclipped.
 
     With the default tiles `UNet` gives what it gives for the whole image in one piece (to 1e-5), with a smaller
     `overlap` only away from the overlaps. The model works in its own precision, on its device and in eval mode, also
@@ -49,10 +49,6 @@ def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = Non
         overlap: pixels that neighbours share at least; default both radii and 32 to cross-fade (136 for `UNet`), for
             small tiles (below 454) less. From 16 on no border of a tile is a step above 1/255.
         batch_size: tiles at once; default 768 x 768 pixels of them.
-        progress: show a bar that counts tiles.
-
-    Returns:
-        The denoised image: same kind, shape, dtype and device, floating point unclipped, uint8 clipped and rounded.
 
     Raises:
         TypeError: `model` is no `torch.nn.Module`; `image` is neither array nor tensor, or of another dtype.
@@ -65,14 +61,17 @@ def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = Non
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module such as load('unet'), got {type(model).__name__}")
     check_finite_weights(model)  # one NaN makes the whole image black
-    height, width = _check_image(image)
+    seen = _check_image(image)  # (3, H, W), whatever the library
+    height, width = seen.shape[1:]
     down, across = _lay_tiles(model, (height, width), tile, overlap)
     if batch_size is None:  # as much at once as one large tile
         batch_size = max(1, TILE * TILE // (down.size * across.size))
     elif batch_size != int(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
 
-    output, home = (np if isinstance(image, np.ndarray) else torch).empty_like(image), image.device  # numpy's is "cpu"
+    array, home = isinstance(image, np.ndarray), image.device  # numpy's is "cpu"
+    output = (np if array else torch).empty_like(image)
+    written = np.moveaxis(output, -1, 0) if array else output  # (3, H, W) of the same memory
     bar = tqdm(total=len(down.starts) * len(across.starts), unit="tile", disable=not progress)
     with bar, evaluating(model), torch.inference_mode():
         # rows of tiles add to a band of the image; what no later row touches is written and leaves the band
@@ -81,7 +80,7 @@ def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = Non
             for first in range(0, len(across.starts), batch_size):
                 # cut as many tiles as go through the model at once
                 columns = across.starts[first:first + batch_size]
-                tiles = torch.stack([_cut(image, y, x, down.size, across.size) for x in columns])  # (B, 3, h, w)
+                tiles = torch.stack([_cut(seen, y, x, down.size, across.size) for x in columns])  # (B, 3, h, w)
                 denoised = _run(model, tiles).to(home)
                 # lay each into the band, faded where its neighbours overlap it
                 for x, piece, fade in zip(columns, denoised, across.weights[first:], strict=False):
@@ -90,32 +89,29 @@ def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = Non
             rows = band[:, :until - y, :width]
             if image.dtype in (np.uint8, torch.uint8):  # floating point stays as the model says
                 rows = (rows * 255).round_().clamp_(0, 255)
-            if isinstance(output, np.ndarray):
-                output[y:until] = rows.permute(1, 2, 0).numpy()
-            else:
-                output[:, y:until] = rows
+            written[:, y:until] = rows.numpy() if array else rows
             # the rows that the next tiles add to move up, with empty ones behind them
             band = torch.cat([band[:, until - y:], torch.zeros_like(band[:, :until - y])], dim=1)
     return output
 
 
-def _check_image(image: Any) -> tuple[int, int]:
-    """Return (H, W); raise TypeError or ValueError where `image` is no image."""
+def _check_image(image: Any) -> np.ndarray | Tensor:
+    """Return `image` seen as (3, H, W), without a copy; raise TypeError or ValueError where it is no image."""
     if isinstance(image, np.ndarray):
-        kind, wanted, channels, size = "numpy", "(H, W, 3)", image.shape[2:], image.shape[:2]
-        known, finite = image.dtype == np.uint8 or np.issubdtype(image.dtype, np.floating), np.isfinite
+        wanted, seen = "numpy image must have shape (H, W, 3)", np.moveaxis(image, -1, 0) if image.ndim else image
+        floating, finite = np.issubdtype(image.dtype, np.floating), np.isfinite
     elif isinstance(image, Tensor):
-        kind, wanted, channels, size = "torch", "(3, H, W)", image.shape[:-2], image.shape[-2:]
-        known, finite = image.dtype == torch.uint8 or image.is_floating_point(), torch.isfinite
+        wanted, seen = "torch image must have shape (3, H, W)", image
+        floating, finite = image.is_floating_point(), torch.isfinite
     else:
         raise TypeError(f"image must be a numpy array (H, W, 3) or a torch tensor (3, H, W), got {type(image)}")
-    if tuple(channels) != (3,) or 0 in size:
-        raise ValueError(f"a {kind} image must have shape {wanted} with H and W at least 1, got {tuple(image.shape)}")
-    if not known:
+    if seen.ndim != 3 or len(seen) != 3 or 0 in seen.shape:
+        raise ValueError(f"a {wanted} with H and W at least 1, got {tuple(image.shape)}")
+    if not floating and image.dtype not in (np.uint8, torch.uint8):
         raise TypeError(f"an image must be floating point in [0, 1] or uint8, got {image.dtype}")
     if bad := sum(int((~finite(part)).sum()) for part in image):  # in parts, so that no second image is in memory
         raise ValueError(f"the image has {bad} NaN or infinite values; wanted finite ones in [0, 1]")
-    return tuple(size)
+    return seen
 
 
 _SWITCHED: dict[tuple[int, str], list[Any]] = {}  # (id of a part, its switch): [value before, who needs it off]
@@ -126,9 +122,9 @@ _LOCK = threading.Lock()
 def evaluating(model: nn.Module, freeze: bool = False) -> Iterator[None]:
     """Put a network in eval mode for a while, with `freeze` also freeze its weights; then put back what was switched.
 
-    Modules are put back one by one: a frozen half may have been in eval mode before. Several threads may be inside at
-    once, with one network or with parts of it: the first one switches off, the last one puts back.
+    Several threads may be inside at once, with one network or its parts: the first switches off, the last puts back.
     """
+    # one by one: a frozen half may have been in eval mode before
     switches = [(module, "training") for module in model.modules()]
     if freeze:
         switches += [(weight, "requires_grad") for weight in model.parameters()]
@@ -200,13 +196,10 @@ def _lay_line(length: int, tile: int, overlap: int, margin: int, multiple: int, 
 
 
 def _cut(image: np.ndarray | Tensor, y: int, x: int, height: int, width: int) -> Tensor:
-    """Return a tile as (3, height, width) float32; beyond the image's end it is mirrored, its edge not repeated."""
-    array = isinstance(image, np.ndarray)
-    rows, columns = (_mirror(*place) for place in zip((y, x), (height, width), image.shape[not array:], strict=False))
-    if array:
-        tile = torch.from_numpy(image[np.ix_(rows, columns)].astype(np.float32)).permute(2, 0, 1)
-    else:
-        tile = image[:, torch.from_numpy(rows)[:, None], torch.from_numpy(columns)].float()
+    """Return a tile (3, height, width) of (3, H, W) as float32; beyond the end it is mirrored, the edge not repeated."""
+    rows, columns = _mirror(y, height, image.shape[1])[:, None], _mirror(x, width, image.shape[2])
+    tile = image[:, rows, columns]
+    tile = tile.float() if isinstance(tile, Tensor) else torch.from_numpy(tile.astype(np.float32))
     return tile / 255 if image.dtype in (np.uint8, torch.uint8) else tile
 
 
@@ -223,8 +216,8 @@ def _run(model: nn.Module, tiles: Tensor) -> Tensor:
     convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
     order = torch.channels_last if convolves else torch.contiguous_format
     denoised = model(tiles.to(weight.device, weight.dtype, memory_format=order))  # (B, 3, h, w), else it is none
-    if not isinstance(denoised, Tensor) or denoised.shape != tiles.shape:
-        got = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised)
+    got = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised)
+    if got != tuple(tiles.shape):
         raise ValueError(f"a denoiser must return shape {tuple(tiles.shape)}, {type(model).__name__} returned {got}")
     return denoised.float()
 
@@ -241,24 +234,15 @@ def _pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     # many images need a folder, and not the one in which they are
     if target.is_file() or target.suffix.lower() in WRITABLE or target.resolve() == source.resolve():
         raise ValueError(f"IN is a folder, so OUT must be another folder, got {target}")
-    files = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    for path in sorted(set(files) - set(images)):
-        print(f"{path}: left out, no image by its name", file=sys.stderr)
-    if not images:
+    pairs = []
+    for path in sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")):
+        if path.suffix.lower() in SUFFIXES:
+            pairs.append((path, target / f"{path.stem}.png"))
+        else:
+            print(f"{path}: left out, no image by its name", file=sys.stderr)
+    if not pairs:
         raise ValueError(f"no images in {source} (wanted {', '.join(SUFFIXES)})")
-    return [(path, target / f"{path.stem}.png") for path in images]
-
-
-def _denoise_file(model: nn.Module, source: Path, target: Path, taken: set[Path], force: bool) -> tuple[int, ...]:
-    """Denoise one file; return (H, W, 3). Raise FileExistsError where that would overwrite something."""
-    if target.resolve() in taken or (target.exists() and any(target.samefile(path) for path in taken if path.exists())):
-        raise FileExistsError(f"{source}: {target} is a photograph of IN or the result of another, never overwritten")
-    if target.exists() and not force:
-        raise FileExistsError(f"{source}: {target} is there already (--force overwrites it)")
-    denoised = denoise(model, read_photo_uint8(source), progress=sys.stderr.isatty())
-    write_photo(target, denoised)
-    return denoised.shape
+    return pairs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -279,11 +263,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return 1
-    taken, failed = {source.resolve() for source, _ in pairs}, 0
+    taken, failed = {source.resolve() for source, _ in pairs}, 0  # what is never overwritten, whatever --force says
     for source, target in pairs:
         started = time.monotonic()
         try:
-            height, width, _ = _denoise_file(model, source, target, taken, options.force)
+            # the same file may go by another name, a link
+            if target.resolve() in taken or target.exists() and any(p.exists() and target.samefile(p) for p in taken):
+                raise FileExistsError(f"{source}: {target} is a photograph of IN or the result of another, "
+                                      "never overwritten")
+            if target.exists() and not options.force:
+                raise FileExistsError(f"{source}: {target} is there already (--force overwrites it)")
+            denoised = denoise(model, read_photo_uint8(source), progress=sys.stderr.isatty())
+            write_photo(target, denoised)
         except (OSError, ValueError, RuntimeError, MemoryError) as error:  # the others are denoised all the same
             failed += 1
             print(error if str(source) in str(error) else f"{source}: {error!r}", file=sys.stderr)
@@ -293,6 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             taken.add(target.resolve())
             seconds = time.monotonic() - started
+            height, width, _ = denoised.shape
             print(f"{source} -> {target}, {width} x {height} pixels, {name}, {seconds:.1f} s", flush=True)
     return 1 if failed else 0
 

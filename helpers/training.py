@@ -71,10 +71,7 @@ def make_optimizer(name: str, parameters: list[nn.Parameter], lr: float, weight_
     it makes the step of each layer's weights, as a matrix (first axis, all others), orthogonal, so that its weak
     directions move as far as its strong ones; scaled to be as long as AdamW's (Liu et al., arXiv:2502.16982). Biases
     and matrices with fewer than four rows or more than 128 times as many columns are left to AdamW with Nesterov's
-    momentum, at a third of the rate.
-
-    Raises:
-        ValueError: another name.
+    momentum, at a third of the rate. Raise ValueError at another name.
     """
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
@@ -85,16 +82,12 @@ def make_optimizer(name: str, parameters: list[nn.Parameter], lr: float, weight_
 
 
 def learning_rate(progress: float, peak: float, warmup: float = 0.05, schedule: str = "cosine") -> float:
-    """Return the rate at `progress` (0..1) of the run: linear warm-up, then what `schedule` says.
+    """Return the rate at `progress` (0..1) of the run: linear warm-up, then what `schedule` says, or ValueError.
 
     "cosine" goes down to a hundredth of `peak`. "constant" stays at `peak`: for a run that a later one goes on from.
 
-    Raises:
-        ValueError: another schedule.
-
-    Example:
-        >>> [round(learning_rate(p, 1.0), 3) for p in (0, 0.05, 0.525, 1)]
-        [0.0, 1.0, 0.505, 0.01]
+    >>> [round(learning_rate(p, 1.0), 3) for p in (0, 0.05, 0.525, 1)]
+    [0.0, 1.0, 0.505, 0.01]
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
@@ -102,6 +95,7 @@ def learning_rate(progress: float, peak: float, warmup: float = 0.05, schedule: 
         return peak * progress / warmup
     if schedule == "constant":
         return peak
+    # Half a wave of a cosine: slow at first, steep in the middle, and a last stretch of small steps.
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))))
 
 
@@ -126,7 +120,7 @@ def bfloat16_is_fast(device: torch.device) -> bool:
 
 def validate(model: nn.Module, dataset: Dataset) -> dict[str, float]:
     """Return the mean PSNR in dB of `model` over the Samples of `dataset`: per source, and their mean as "psnr"."""
-    scores = defaultdict(list)
+    scores = defaultdict(list)  # per source, so that the one with most images does not decide alone
     for sample in (dataset[i] for i in range(len(dataset))):
         scores[sample.source].append(psnr(denoise(model, sample.noisy), sample.clean))
     means = {source: sum(values) / len(values) for source, values in scores.items()}
@@ -146,25 +140,23 @@ def fit(model: nn.Module, train: Dataset, valid: Dataset | None = None, *, steps
         train: map-style data set of Samples, item k fixed by k; step s takes items s * batch_size ... (global batch).
         valid: data set of Samples for `score`, or None.
         steps: number of steps; `len(train) // batch_size` where None.
-        seconds: stop after so many seconds and let the schedule follow the clock (live trainings; cannot resume).
+        seconds: stop after so many and let the schedule follow the clock (live trainings; cannot resume).
         batch_size: images per step over all processes together; a multiple of their number.
-        loss: ``loss(denoised, clean)``, mean squared error where None; its ``parts`` (dict of floats), where it has
-            them, are logged.
-        lr, weight_decay, clip, ema: the optimizer's peak rate and decay, largest gradient norm (0: any), decay of the
-            average (0: none).
+        loss: ``loss(denoised, clean)``, mean squared error where None; its ``parts``, a dict of floats, are logged.
+        lr, weight_decay: of the optimizer; `lr` is the peak of the schedule.
+        clip, ema: largest norm of a gradient (0: any), decay of the average of the weights (0: no average).
         every: steps per line of the history (a twentieth of the run where None).
-        score: ``score(model, valid) -> dict`` with "psnr" or "score", to be maximised; by the main process alone.
-        forward: ``forward(model, sample) -> loss tensor`` for networks that are no denoisers; `loss` is then unused.
+        score: ``score(model, valid) -> dict`` with "psnr" or "score", to be maximised.
+        forward: ``forward(model, sample) -> loss tensor``, instead of `loss`, for networks that are no denoisers.
         workers: processes that prepare batches (0: none).
         precision: of the training step: "bf16" (autocast), "no", or "auto": bf16 where the hardware has it.
         optimizer, schedule: names, see `make_optimizer` and `learning_rate`.
         seed: of torch's, numpy's and Python's global generators; the images' order is `train`'s own.
-        progress: show a bar when a person watches.
         run: where and how it runs; here, and with nothing kept, where None.
 
     Returns:
-        The history: a list of dicts ``step, loss, lr, seconds`` and the scores of the averaged weights (in the main
-        process). `model` is left on its device with the averaged weights, in eval mode.
+        The history: dicts of ``step, loss, lr, seconds`` and, in the main process, the scores of the averaged weights.
+        `model` is left on its device with these weights, in eval mode.
 
     Raises:
         TrainingError: the loss or its gradient is not finite; says at which step.
@@ -183,13 +175,14 @@ def fit(model: nn.Module, train: Dataset, valid: Dataset | None = None, *, steps
         raise ValueError(f"seconds must be above 0, got {seconds}")
     if precision not in ("auto", "no", "bf16"):
         raise ValueError(f'precision must be "auto", "no" or "bf16", got {precision!r}')
+    # Half the bits are faster only where the hardware has them.
     bfloat16 = precision == "bf16" or (precision == "auto" and bfloat16_is_fast(run.device))
     loss, every = loss or nn.MSELoss(), every or max(1, steps // 20)
 
     # The network on its device; channels_last is the layout in which convolutions are fastest.
     set_seed(seed)
     model.to(run.device, memory_format=torch.channels_last)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]  # not those of a frozen ViT
     stepper = make_optimizer(optimizer, parameters, lr, weight_decay)
     average = AveragedModel(model, multi_avg_fn=ema_update(ema), use_buffers=False) if ema else None
 
@@ -201,7 +194,7 @@ def fit(model: nn.Module, train: Dataset, valid: Dataset | None = None, *, steps
                         num_workers=workers, pin_memory=run.device.type == "cuda")
     network, batches = run.prepare(model, loader)
     network.train()
-    began = time.perf_counter() - (history[-1]["seconds"] if history else 0)
+    began = time.perf_counter() - (history[-1]["seconds"] if history else 0)  # earlier runs count
     total, parts, counted = 0.0, defaultdict(float), 0  # since the last line of the history
     bar = tqdm(total=steps, initial=start, disable=not (progress and run.is_main), leave=False, mininterval=1)
 
@@ -236,7 +229,7 @@ def fit(model: nn.Module, train: Dataset, valid: Dataset | None = None, *, steps
         # Now and then a line of the history, with the scores of the average, and the state on disk.
         bar.update()
         total, counted = total + mean, counted + 1
-        for name, part in getattr(loss, "parts", {}).items():
+        for name, part in getattr(loss, "parts", {}).items():  # a loss of several terms says how much each is
             parts[name] += float(part)
         last = step == steps or bool(seconds and elapsed >= seconds)
         if step % every == 0 or last:
@@ -246,7 +239,7 @@ def fit(model: nn.Module, train: Dataset, valid: Dataset | None = None, *, steps
                 line.update(score(average.module if average else model, valid))
             history.append(line)
             bar.set_postfix({key: f"{number:.4g}" for key, number in line.items() if key in ("loss", "psnr")})
-            if run.is_main:
+            if run.is_main:  # with its line, or after a kill the history would miss one
                 run.keep(step, history)
             total, parts, counted = 0.0, defaultdict(float), 0
         if last:
