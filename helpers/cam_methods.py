@@ -65,7 +65,7 @@ def parse_target(target: Any, size: Sequence[int]) -> tuple[str, Tensor | None]:
         target = (target, None) if isinstance(target, str) else ("mean", target)
     name, region = target
     if name not in TARGETS:
-        raise ValueError(f"target must be {', '.join(TARGETS)}, a region (H, W) bool or (name, region), got {target!r}")
+        raise ValueError(f"target must be {', '.join(TARGETS)}, a region (H, W) bool or (name, region), got {name!r}")
     if region is None:
         return name, None
     region = torch.as_tensor(region)

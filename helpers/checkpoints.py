@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
-from helpers import models
 from helpers.models import Denoiser, check_finite_weights
 from helpers.project import data_dir, plain
 from surfaces.files import atomic_path
@@ -74,17 +73,16 @@ def checkpoint_names() -> list[str]:
 
 
 def build(architecture: str, arguments: dict) -> Denoiser:
-    """Return an untrained denoiser of class `architecture` in `helpers.models`.
+    """Return an untrained denoiser of class `architecture` in `helpers.models`, or of lab where that is imported.
 
     Raise CheckpointError where there is no such class or it does not take these arguments, and FileNotFoundError where
     it is a hybrid and the ViT that `open_vit` looks for is not there.
     """
-    # A file may name whatever it likes: only a network of ours is called.
-    kind = getattr(models, architecture, None)
-    if not (isinstance(kind, type) and issubclass(kind, Denoiser) and kind is not Denoiser):
+    if architecture not in Denoiser.kinds:  # a file may name whatever it likes: only a network of ours is called
         raise CheckpointError(f"helpers.models has no denoiser {architecture!r}")
     try:
-        return kind.from_card({"architecture": architecture, "arguments": arguments})  # which fetches nothing
+        card = {"architecture": architecture, "arguments": arguments}
+        return Denoiser.kinds[architecture].from_card(card)  # which fetches nothing
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{architecture} does not take the arguments {arguments}: {error}") from error
 

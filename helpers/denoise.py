@@ -26,7 +26,8 @@ from tqdm.auto import tqdm
 from helpers.checkpoints import CheckpointError, checkpoint_names, load
 from helpers.models import Denoiser, check_finite_weights
 from helpers.project import pick_device
-from surfaces.photos import SUFFIXES, WRITABLE, read_photo_uint8, write_photo
+from surfaces.folders import list_outputs
+from surfaces.photos import read_photo_uint8, write_photo
 
 TILE = 768  # pixels; on a CPU cheaper than 512 (which overlaps more) and below 1 GB for a U-Net of width 32
 RAMP = 32  # pixels of cross-fade; the weight at its first pixel, (pi / 4 / 32) ** 2 = 0.0006, is far below 1/255
@@ -196,7 +197,7 @@ def _lay_line(length: int, tile: int, overlap: int, margin: int, multiple: int, 
 
 
 def _cut(image: np.ndarray | Tensor, y: int, x: int, height: int, width: int) -> Tensor:
-    """Return a tile (3, height, width) of (3, H, W) as float32; beyond the end it is mirrored, the edge not repeated."""
+    """Return a tile (3, height, width) of (3, H, W), float32; beyond the end it is mirrored, the edge not repeated."""
     rows, columns = _mirror(y, height, image.shape[1])[:, None], _mirror(x, width, image.shape[2])
     tile = image[:, rows, columns]
     tile = tile.float() if isinstance(tile, Tensor) else torch.from_numpy(tile.astype(np.float32))
@@ -222,29 +223,6 @@ def _run(model: nn.Module, tiles: Tensor) -> Tensor:
     return denoised.float()
 
 
-def _pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """Return (image, where its result goes) for IN and OUT; raise ValueError where they make no sense."""
-    if not source.exists():
-        raise ValueError(f"IN must be an image or a folder of images, there is no {source}")
-    if not source.is_dir():
-        target = target / f"{source.stem}.png" if target.is_dir() else target
-        if target.suffix.lower() not in WRITABLE:
-            raise ValueError(f"OUT must be a folder that is there or end in one of {', '.join(WRITABLE)}; got {target}")
-        return [(source, target)]
-    # many images need a folder, and not the one in which they are
-    if target.is_file() or target.suffix.lower() in WRITABLE or target.resolve() == source.resolve():
-        raise ValueError(f"IN is a folder, so OUT must be another folder, got {target}")
-    pairs = []
-    for path in sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")):
-        if path.suffix.lower() in SUFFIXES:
-            pairs.append((path, target / f"{path.stem}.png"))
-        else:
-            print(f"{path}: left out, no image by its name", file=sys.stderr)
-    if not pairs:
-        raise ValueError(f"no images in {source} (wanted {', '.join(SUFFIXES)})")
-    return pairs
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Denoise images as the command line says; return its exit status: 0, or 1 where an image failed."""
     parser = argparse.ArgumentParser(prog="python -m helpers.denoise", description=(
@@ -257,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         name = options.model or next((name for name in DEFAULTS if name in checkpoint_names()), DEFAULTS[-1])
-        model, pairs = load(name).to(pick_device()), _pairs(options.input, options.output)
+        model, pairs = load(name).to(pick_device()), list_outputs(options.input, options.output)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))  # exits with 2
     except CheckpointError as error:

@@ -34,6 +34,11 @@ class Denoiser(nn.Module):
     tile: int | None = None  # side in pixels of the tiles that `denoise` cuts for it; None: as large as is quick
     radius: float = 51  # how far an output pixel sees, in pixels: a U-Net of three stages; infinite: the whole image
 
+    kinds: dict[str, type["Denoiser"]] = {}  # every class by its name, as cards have it; lab's when it is imported
+
+    def __init_subclass__(cls) -> None:
+        Denoiser.kinds[cls.__name__] = cls
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         model = super().__new__(cls)
         # remembered here, before any __init__ runs, so that no subclass has to think of it
@@ -230,20 +235,6 @@ class UNet(Denoiser):
         features = self.bottleneck(features)  # (B, 8w, H/8, W/8)
         output = self.decode(features, skips)  # (B, 3, H, W)
         return noisy - output if self.predict == "noise" else output
-
-
-class CrackSegmenter(UNet):
-    """A small U-Net that reads cracks, trained on clean images: (B, 3, H, W) to logits (B, 1, H, W) of "crack".
-
-    How well it finds a crack in a denoised image says how much of it is left. `denoise` refuses it: it is no denoiser.
-
-    >>> CrackSegmenter(width=4)(torch.zeros(1, 3, 32, 32)).shape
-    torch.Size([1, 1, 32, 32])
-    """
-
-    def __init__(self, width: int = 16, stages: int = 3) -> None:
-        super().__init__(width, predict="image", upsample="bilinear", stages=stages)
-        self.head = nn.Conv2d(width, 1, 1)
 
 
 class HybridViTUNet(UNet):

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 Inset = tuple[int, int, int]  # y, x, side of a square window in pixels
 
-# Figures in a notebook -----------------------------------------------------------------------------------------------
-
 
 def use_small_figures(quality: int = 85) -> None:
     """Make a notebook save its figures as JPEG: noise has no patterns, and as PNG a page of it weighs megabytes.
@@ -68,9 +66,6 @@ def described(figure: Figure) -> str:
         written = ", ".join(text.get_text() for text in axis.texts) if not (axis.get_title() or over) else ""
         found.append(": ".join(part for part in (axis.get_title(), over, lines, written) if part))
     return "; ".join(" ".join(words.split()) for words in found if words)
-
-
-# Images --------------------------------------------------------------------------------------------------------------
 
 
 def crack_inset(mask: np.ndarray, side: int = 56) -> Inset:
@@ -140,9 +135,6 @@ def show_outputs(sample: Sample, outputs: Mapping[str, Image], errors: Iterable[
         images.append(0.5 + 5 * (as_image(outputs[name], clip=True) - clean))
         titles.append(f"error of {name}\n× 5 around mid grey")
     return show_images(images, titles, columns=columns, inset=crack_inset(sample.mask.numpy()), size=size)
-
-
-# Results -------------------------------------------------------------------------------------------------------------
 
 
 def show_table(frame: pandas.DataFrame | pandas.Series, digits: int = 2, best: str | None = None) -> Markdown:

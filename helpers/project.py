@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,13 +58,10 @@ def pick_device() -> torch.device:
 def live_seconds(default: float = 60) -> float:
     """Return a live training's seconds: `LIVE_SECONDS` (ValueError where it is no positive number), or `default`."""
     value = os.environ.get("LIVE_SECONDS", "").strip() or str(default)
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0  # no number: refused with those that make no sense
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"LIVE_SECONDS must be a positive number of seconds, got {value!r}")
-    return seconds
+    with suppress(ValueError):  # no number is refused with those that make no sense
+        if 0 < (seconds := float(value)) < float("inf"):
+            return seconds
+    raise ValueError(f"LIVE_SECONDS must be a positive number of seconds, got {value!r}")
 
 
 def set_seed(seed: int) -> None:

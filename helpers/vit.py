@@ -86,7 +86,8 @@ class ViT(nn.Module):
     def freeze(self, freeze: bool | int, used: Sequence[int] | None = None) -> list[str]:
         """Freeze all weights (True), none (False) or the embeddings and first n blocks (n); return the frozen names.
 
-        What the tokens that are `used` (numbers of blocks; None: the last ones) do not depend on is frozen too. ValueError: no such block.
+        What the tokens that are `used` (numbers of blocks; None: the last ones) do not depend on is frozen too. A block
+        that is not there raises ValueError.
         """
         blocks = vit_blocks(self)
         if used is not None and not (used and all(-len(blocks) <= n < len(blocks) for n in used)):

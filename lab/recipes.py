@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import lab.joins  # noqa: F401  "gated", which two of them use
+from lab.judges import CrackSegmenter
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ RECIPES = {
        for name, options in JOINS_TRIED.items()},
     "hybrid": Recipe("HybridViTUNet", {"width": 32, **JOINS_TRIED["attention"]}, steps=4500, batch_size=3, crop=192,
                      start="unet_start", lr=4e-4, colour=0.25, seed=5),
-    "segmenter": Recipe("CrackSegmenter", {"width": 16}, steps=800, batch_size=8, crop=128, sigma=0,
+    "segmenter": Recipe(CrackSegmenter.__name__, {"width": 16}, steps=800, batch_size=8, crop=128, sigma=0,
                         objective="segment"),
 }
 

@@ -30,6 +30,7 @@ from helpers.denoise import denoise
 from helpers.project import data_dir, env_path, results
 from lab.aggregate import interval, item_rows, per_source, quotient, with_mean
 from lab.filters import FILTERS, GRIDS, search
+from lab.judges import CrackSegmenter
 from lab.measures import evaluate_image, legibility_ap
 from lab.provenance import provenance, write_json
 from lab.report_student import report_student
@@ -100,7 +101,7 @@ def reader():
     """Return the crack segmenter's probability map of a picture, or None where it is not trained yet."""
     if "segmenter" not in checkpoint_names():
         return None, None
-    model = load("segmenter")
+    model: CrackSegmenter = load("segmenter")  # whose class is known since lab.judges is imported
 
     @torch.inference_mode()
     def read(picture):

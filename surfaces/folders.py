@@ -9,13 +9,14 @@ names are looked at here; headers are read when tiles are cut, pixels when a til
 
 import csv
 import hashlib
+import sys
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from surfaces.photos import SUFFIXES, write_mask, write_photo
+from surfaces.photos import SUFFIXES, WRITABLE, write_mask, write_photo
 
 SPLITS = ("train", "valid", "test")
 VALID, TEST = 0.15, 0.15  # shares of the photographs, where the folder does not say
@@ -112,6 +113,36 @@ def write_folder(folder: str | Path, images: Iterable[tuple[str, np.ndarray, np.
         write_photo(folder / "images" / f"{name}.png", image)
         write_mask(folder / "masks" / f"{name}.png", mask)
     return len(seen)
+
+
+def list_outputs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Pair each image of IN, a file or a folder, with where its result goes in OUT, for commands that treat images.
+
+    A single image may get any name that `write_photo` can write; those of a folder keep theirs, with .png. Files of the
+    folder that are no images by their names are named on stderr.
+
+    Raises:
+        ValueError: there is no IN, or OUT makes no sense for it; says what was wanted.
+    """
+    if not source.exists():
+        raise ValueError(f"IN must be an image or a folder of images, there is no {source}")
+    if not source.is_dir():
+        target = target / f"{source.stem}.png" if target.is_dir() else target
+        if target.suffix.lower() not in WRITABLE:
+            raise ValueError(f"OUT must be a folder that is there or end in one of {', '.join(WRITABLE)}; got {target}")
+        return [(source, target)]
+    # many images need a folder, and not the one in which they are
+    if target.is_file() or target.suffix.lower() in WRITABLE or target.resolve() == source.resolve():
+        raise ValueError(f"IN is a folder, so OUT must be another folder, got {target}")
+    pairs = []
+    for path in sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")):
+        if path.suffix.lower() in SUFFIXES:
+            pairs.append((path, target / f"{path.stem}.png"))
+        else:
+            print(f"{path}: left out, no image by its name", file=sys.stderr)
+    if not pairs:
+        raise ValueError(f"no images in {source} (wanted {', '.join(SUFFIXES)})")
+    return pairs
 
 
 def refuse_twice(pairs: Iterable[tuple[Hashable, object]], what: str = "name") -> None:

@@ -27,8 +27,9 @@ from helpers.checkpoints import (
     save_tensors,
     tensors_sha256,
 )
-from helpers.models import ConvDAE, CrackSegmenter, DenseDAE, HybridViTUNet, UNet
+from helpers.models import ConvDAE, DenseDAE, HybridViTUNet, UNet
 from lab import cards
+from lab.judges import CrackSegmenter
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 CARD = {"seed": 7, "data": "walls"}

@@ -114,8 +114,8 @@ def test_helpers_are_thin():
              for path in sorted((ROOT / "helpers").glob("*.py"))}
     assert len(set(sizes) - {"__init__.py"}) <= 13, sorted(sizes)
     assert not list((ROOT / "helpers").glob("*/*.py"))
-    assert sum(sizes.values()) <= 3700  # wanted 3400: it only shrinks
-    assert max(sizes.values()) <= 455, sizes  # wanted 450
+    assert sum(sizes.values()) <= 3400
+    assert max(sizes.values()) <= 450, sizes
 
 
 def test_every_package_is_installed():
