@@ -10,6 +10,7 @@ class CrackSegmenter(UNet):
 
     How well it finds a crack in a denoised image says how much of it is left. `denoise` refuses it: it is no denoiser.
 
+    >>> import torch
     >>> CrackSegmenter(width=4)(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 1, 32, 32])
     """
