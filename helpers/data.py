@@ -176,7 +176,7 @@ class Crops(Dataset):
         pools: dict from a source's name to its images, a sequence of ((H, W, 3) uint8, (H, W) bool or None)
             (`drawn_pool`, `surfaces.training_images.photo_pool`).
         length, size: number of samples, and the side of a crop in pixels.
-        sigma: noise on the 0..255 scale, a number or a (low, high) range, uniform per sample.
+        sigma, sigma_power: noise on the 0..255 scale, a number or a (low, high) range, and `choose_sigma`'s power.
         weights: dict from source to its share, default equal shares whatever the number of images.
         colour: share of the samples whose channels change places and whose saturation changes (0.4 to 3 times), for
             surfaces of colours that no training image has.
@@ -191,7 +191,7 @@ class Crops(Dataset):
     """
 
     def __init__(self, pools: dict[str, Pool], length: int, size: int = 64, sigma: Sigma = (5, 60), seed: int = 0,
-                 weights: dict[str, float] | None = None, colour: float = 0.0):
+                 weights: dict[str, float] | None = None, colour: float = 0.0, sigma_power: float = 1.0):
         counts = {source: len(pool) for source, pool in pools.items()}
         if not counts or not all(counts.values()):
             raise ValueError(f"pools must hold images for every source, got {counts}")
@@ -200,10 +200,10 @@ class Crops(Dataset):
         weights = weights or dict.fromkeys(pools, 1)
         if set(weights) != set(pools) or min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf:
             raise ValueError(f"weights must be one number from 0 for each of {', '.join(pools)}, got {weights}")
-        if not 0 <= colour <= 1:
-            raise ValueError(f"colour must be a share in 0..1, got {colour}")
+        if not 0 <= colour <= 1 or not 0 < sigma_power < math.inf:
+            raise ValueError(f"colour must be a share in 0..1, got {colour}; sigma_power above 0, got {sigma_power}")
         self.pools, self.length, self.size = pools, length, size
-        self.sigma, self.seed, self.colour = sigma_range(sigma), seed, colour
+        self.sigma, self.seed, self.colour, self.sigma_power = sigma_range(sigma), seed, colour, sigma_power
         self.sources = [source for source in pools if weights[source] > 0]  # a share of 0 leaves a source out
         shares = np.array([weights[source] for source in self.sources], float)
         self._upto = np.cumsum(shares / shares.sum())[:-1]  # a random number in [0, 1) falls into one source's part
@@ -239,7 +239,7 @@ class Crops(Dataset):
             grey = crop.mean(-1, keepdims=True)
             crop = grey + np.exp(rng.uniform(np.log(0.4), np.log(3))) * (crop - grey)
             crop = np.clip(np.rint(crop), 0, 255).astype(np.uint8)
-        sigma, photo = choose_sigma(self.sigma, rng), f"{source}-{number:05d}"
+        sigma, photo = choose_sigma(self.sigma, rng, self.sigma_power), f"{source}-{number:05d}"
         item = Item(f"{photo}-{index}", photo, photo, source, mask is not None)
         return make_sample(item, crop, crack, sigma, rng)
 

@@ -59,10 +59,10 @@ def sigma_range(sigma: Sigma) -> tuple[float, float]:
     return low, high
 
 
-def choose_sigma(sigma: Sigma, rng: np.random.Generator) -> float:
-    """Return the standard deviation of one sample: `sigma` itself, or uniform in its (low, high) range from `rng`."""
+def choose_sigma(sigma: Sigma, rng: np.random.Generator, power: float = 1.0) -> float:
+    """Return a sample's level: `sigma`, or of its range low + (high - low) * u ** power with u uniform from `rng`."""
     low, high = sigma_range(sigma)
-    return low if low == high else rng.uniform(low, high)
+    return low if low == high else low + (high - low) * rng.random() ** power
 
 
 def noise_generator(name: str, sigma: Sigma, seed: int = 0) -> np.random.Generator:

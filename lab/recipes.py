@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import lab.joins  # noqa: F401  "gated", which two of them use
 from lab.judges import CrackSegmenter
+from lab.resunet import ResUNet
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Recipe:
         sigma: noise, standard deviation on the 0..255 scale; a number or a (low, high) range drawn per crop.
         lr: the optimizer's peak learning rate.
         optimizer: "adamw" or "muon" (`helpers.training.make_optimizer`).
+        sigma_power: how sigma is drawn from its range: 1 uniform, above 1 weak noise more often (`helpers.data.Crops`).
         schedule: of the rate after the warm-up, "cosine" or "constant" (`helpers.training.learning_rate`).
         colour: share of the crops whose colours are changed (`helpers.data.Crops`).
         everyday: share of the crops cut from everyday photographs (`surfaces.training_images.everyday_pool`), 0..0.4.
@@ -36,6 +38,7 @@ class Recipe:
     batch_size: int = 16
     crop: int = 64
     sigma: float | tuple = (5, 60)
+    sigma_power: float = 1.0
     lr: float = 1e-3
     optimizer: str = "adamw"
     schedule: str = "cosine"
@@ -90,6 +93,12 @@ RECIPES = {
        for name, options in JOINS_TRIED.items()},
     "hybrid": Recipe("HybridViTUNet", {"width": 32, **JOINS_TRIED["attention"]}, steps=4500, batch_size=3, crop=192,
                      start="unet_start", lr=4e-4, colour=0.25, seed=5),
+    # The new trunk, from scratch. Leg 1 of 3: at a constant rate, so that the next leg goes on from its average.
+    # sigma = 80 u ** 1.5 has the mean of the old range 5..60 (32), reaches 80, and is below 15 for a third of the
+    # crops: drawn uniformly, weak noise would hardly count, for its squared error is a fraction of strong noise's.
+    "trunk_leg1": Recipe(ResUNet.__name__, {"widths": [64, 112, 160], "blocks": 2}, steps=28000, batch_size=8, crop=128,
+                         sigma=(0, 80), sigma_power=1.5, lr=1e-3, schedule="constant", optimizer="muon", colour=0.25,
+                         everyday=0.2, seed=10, shipped=False),
     "segmenter": Recipe(CrackSegmenter.__name__, {"width": 16}, steps=800, batch_size=8, crop=128, sigma=0,
                         objective="segment"),
 }

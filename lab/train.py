@@ -61,7 +61,8 @@ def training_data(recipe):
                **dict.fromkeys(real, 0.6 / max(len(real), 1)), **dict.fromkeys(everyday, recipe.everyday)}
     weights = {source: weight / sum(weights.values()) for source, weight in weights.items()}
     crops = Crops({**drawn, **real, **everyday}, recipe.steps * recipe.batch_size, size=recipe.crop,
-                  sigma=recipe.sigma, seed=recipe.seed, weights=weights, colour=recipe.colour)
+                  sigma=recipe.sigma, seed=recipe.seed, weights=weights, colour=recipe.colour,
+                  sigma_power=recipe.sigma_power)
     valid = [open_dataset("valid", photos=False, length=20)] if drawn else []
     valid += [open_dataset("valid", photos=photos, length=40)] if real else []
     listed = list_photos(photos, "train") if real else []

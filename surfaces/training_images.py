@@ -35,6 +35,7 @@ Pool = Sequence[tuple[np.ndarray, np.ndarray | None]]
 DRAWING = (draw, materials, cracks, textures)  # the modules that decide what a sheet looks like
 EVERYDAY = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "moon.png",
             "motorcycle_left.png", "rocket.jpg")
+EVERYDAY_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in upper or lower case
 LONGEST = 1400  # pixels; larger photographs of everyday things are reduced, which also takes noise and blur away
 IN_MEMORY = 2 * 2**30  # bytes of photographs kept decoded; more are decoded at every access
 CHUNK = 2**20  # bytes written at once where the system cannot reserve space on a disk
@@ -111,22 +112,22 @@ def everyday_pool(folder: str | Path | None = None) -> dict[str, Pool]:
     None of them is in a test set; scikit-image's `gravel` and `brick` are, and stay out.
 
     Args:
-        folder: of more photographs (jpg), read too, reduced to `LONGEST` pixels.
+        folder: of more photographs (jpg, jpeg, png, webp), read too, with its subfolders, reduced to `LONGEST` pixels.
 
     Returns:
         Dict "everyday" -> images without masks.
 
     Raises:
-        FileNotFoundError: there is no jpg in the folder.
+        FileNotFoundError: there is no such photograph in the folder.
     """
     shipped = [Path(skimage.__file__).parent / "data" / name for name in EVERYDAY]
     shipped += sorted((Path(sklearn.__file__).parent / "datasets" / "images").glob("*.jpg"))
     shipped += [Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))]
     images = [read_photo_uint8(path) for path in shipped if path.is_file()]
     if folder:
-        more = sorted(Path(folder).rglob("*.jpg"))
+        more = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in EVERYDAY_SUFFIXES)
         if not more:
-            raise FileNotFoundError(f"wanted a folder with photographs (jpg), got {folder}")
+            raise FileNotFoundError(f"wanted a folder with photographs ({', '.join(EVERYDAY_SUFFIXES)}), got {folder}")
         images += [_reduced(read_photo_uint8(path)) for path in more]
     return {"everyday": [(image, None) for image in images]}
 

@@ -403,3 +403,29 @@ def test_crops_change_colours_of_the_share_asked_for():
     assert min(saturations) < 0.4 < float(plain[0].clean.amax() - plain[0].clean.amin()) < 0.8 < max(saturations)
     with pytest.raises(ValueError, match="colour must be a share in 0..1, got 2"):
         Crops({"a": grey}, length=1, size=64, colour=2)
+
+
+def sigmas(power, high=80, count=4000):
+    grey = [(np.full((8, 8, 3), 128, np.uint8), None)]
+    samples = Crops({"grey": grey}, count, size=8, sigma=(0, high), sigma_power=power)
+    return np.array([samples[i].sigma for i in range(count)])
+
+
+def test_weak_noise_comes_more_often_with_a_power_above_one():
+    even, weak = sigmas(1.0), sigmas(1.5)
+    np.testing.assert_allclose(weak, 80 * (even / 80) ** 1.5)  # the same draw, bent
+    assert np.mean(even) == pytest.approx(40, abs=1.5) and np.mean(weak) == pytest.approx(80 / 2.5, abs=1.5)
+    assert np.mean(weak < 15) == pytest.approx((15 / 80) ** (1 / 1.5), abs=0.03)
+    assert 0 <= weak.min() < 1 and 78 < weak.max() < 80
+
+
+def test_a_power_of_one_draws_what_numpy_calls_uniform():
+    for seed in range(50):
+        one, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        assert choose_sigma((5, 60), one) == other.uniform(5.0, 60.0)
+
+
+@pytest.mark.parametrize("power", [0, -1, float("nan"), float("inf")])
+def test_impossible_powers_are_refused(power):
+    with pytest.raises(ValueError, match="sigma_power above 0, got"):
+        Crops({"grey": [(np.zeros((8, 8, 3), np.uint8), None)]}, 1, size=8, sigma_power=power)

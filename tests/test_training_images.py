@@ -294,5 +294,16 @@ def test_a_folder_adds_everyday_photographs_and_reduces_large_ones(tmp_path):
         Image.new("RGB", size, (9, 120, 200)).save(tmp_path / f"{name}.jpg")
     added = [image.shape for image, mask in everyday_pool(tmp_path)["everyday"][shipped:]]
     assert added == [(350, 1400, 3), (400, 300, 3)]
-    with pytest.raises(FileNotFoundError, match=r"photographs \(jpg\), got .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"photographs \(.jpg, .*\), got .*nowhere"):
         everyday_pool(tmp_path / "nowhere")
+
+
+def test_everyday_photographs_may_be_jpeg_png_or_webp_in_subfolders(tmp_path):
+    shipped = len(everyday_pool()["everyday"])
+    names = ("a.JPG", "b.jpeg", "deep/c.png", "deep/er/d.PNG", "e.webp", "f.WebP")
+    for width, name in enumerate(names, 300):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (width, 280), (9, 120, 200)).save(tmp_path / name)
+    (tmp_path / "licence.txt").write_text("free")
+    added = [image.shape[1] for image, mask in everyday_pool(tmp_path)["everyday"][shipped:]]
+    assert sorted(added) == [300, 301, 302, 303, 304, 305]
