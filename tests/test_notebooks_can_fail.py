@@ -31,7 +31,7 @@ BROKEN = {
     "a threshold that keeps everything": ("03", "helpers.cam.threshold_cam", lambda cam, *_, **__: cam,
                                           "threshold_cam"),
     "a map that is shifted": ("03", "helpers.cam.activation_map", shifted_map, "activation_map"),
-    "a model that returns its input": ("04", "helpers.training.load", lambda name: lambda noisy: noisy, "sharp"),
+    "a model that returns its input": ("04", "helpers.checkpoints.load", lambda name: lambda noisy: noisy, "sharp"),
 }
 
 
