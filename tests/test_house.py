@@ -124,3 +124,26 @@ def test_every_package_is_installed():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     assert sorted(packages) == sorted(ROOMS)
     assert {path.parent.name for path in Path(ROOT).glob("*/__init__.py")} == set(ROOMS)
+
+
+def public_functions(tree):
+    """The functions and methods of a module that others may call."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield from public_functions(node)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node
+
+
+def test_public_functions_have_types():
+    untyped = []
+    for room, path in files():
+        if room in ("surfaces", "helpers", "app") and path.suffix == ".py":
+            for function in public_functions(ast.parse(path.read_text(encoding="utf-8"))):
+                words = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+                if function.returns is None or any(word.annotation is None for word in words
+                                                   if word.arg not in ("self", "cls")):
+                    untyped.append(f"{path.name}: {function.name}")
+    assert untyped == []
+    made = ast.parse("class A:\n    def f(self, x: int): ...\n    def _g(x): ...\ndef h(x) -> int: ...")
+    assert [function.name for function in public_functions(made)] == ["f", "h"]  # what is looked at
