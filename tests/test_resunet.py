@@ -6,6 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from helpers.cam import layers_of
+from helpers.checkpoints import load, read_card
+from lab.recipes import RECIPES
 from lab.resunet import ResidualBlock, ResUNet
 
 SMALL = {"widths": (8, 12, 16), "blocks": 1}
@@ -153,3 +155,12 @@ def test_checkpoint_in_half_precision_is_small(tmp_path):
     save_file({name: weight.half() for name, weight in model.state_dict().items()}, tmp_path / "half.safetensors")
     assert (tmp_path / "half.safetensors").stat().st_size < 5_000_000
     assert sum(weight.numel() for weight in model.parameters()) == 2_325_856
+
+
+def test_first_leg_of_the_trunk_is_there_and_says_how_far_it_is():
+    model, card = load("trunk_leg1"), read_card("trunk_leg1")
+    assert isinstance(model, ResUNet) and card["recipe"]["architecture"] == RECIPES["trunk_leg1"].architecture
+    assert card["arguments"] == RECIPES["trunk_leg1"].arguments and 0 < card["steps"] <= RECIPES["trunk_leg1"].steps
+    clean = torch.full((1, 3, 64, 64), 0.5)
+    noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    assert (model(noisy) - clean).square().mean() < 0.1 * (noisy - clean).square().mean()
