@@ -28,7 +28,7 @@ from helpers.project import data_dir, env_path, set_seed
 from helpers.training import fit, validate
 from lab.measures import legibility_ap
 from lab.provenance import provenance
-from lab.recipes import RECIPES, SHEETS, start_of
+from lab.recipes import LOSSES, RECIPES, SHEETS, start_of
 from lab.runs import AcceleratedRun, fingerprint
 from lab.student import TEACHER, train_student
 from surfaces.folders import list_photos
@@ -104,12 +104,12 @@ def fit_recipe(run, model, recipe, data, command, loss=None, scored=True, every=
     Args:
         run: of `open_run`.
         command: the command that repeats it.
-        loss: as in `fit`; mean squared error where None.
+        loss: as in `fit`; the recipe's where None.
         scored: whether the history holds scores on the validation Samples.
     """
     segment = recipe.objective == "segment"
     history = fit(model, data.crops, data.valid if scored else None, batch_size=recipe.batch_size, lr=recipe.lr,
-                  every=every, loss=loss, score=segmentation_score if segment else validate,
+                  every=every, loss=loss or LOSSES[recipe.loss], score=segmentation_score if segment else validate,
                   forward=_segmentation_loss if segment else None, workers=workers, optimizer=recipe.optimizer,
                   schedule=recipe.schedule, seed=recipe.seed, progress=progress, run=run)
     model.cpu()
