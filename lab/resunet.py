@@ -5,6 +5,7 @@
 Its trainings are legs: each starts from the averaged weights of the one before, which are kept in data/runs/.
 """
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -108,14 +109,20 @@ class ResUNet(Denoiser):
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         """Denoise (B, 3, H, W), H and W multiples of `multiple`."""
         self.check_size(noisy)
-        thin = self.stem(noisy)  # (B, w / 4, H, W)
+        return noisy - self.predict_noise(self.stem(noisy))
+
+    def predict_noise(self, thin: torch.Tensor, joins: Sequence[Callable] | None = None) -> torch.Tensor:
+        """Return the noise (B, 3, H, W) that the stem's features `thin` (B, w / 4, H, W) come to.
+
+        `joins`: one function per stage, from fine to coarse and back, through which its input goes first.
+        """
+        joins = iter(joins or [nn.Identity()] * (2 * len(self.encoder) + 1))
         features = pixel_unshuffle(thin, 2)  # (B, w, H/2, W/2)
         skips = []
         for stage, down in zip(self.encoder, self.down, strict=True):
-            skips.append(stage(features))  # (B, widths[i], H / 2 ** (i + 1), W / 2 ** (i + 1))
+            skips.append(stage(next(joins)(features)))  # (B, widths[i], H / 2 ** (i + 1), W / 2 ** (i + 1))
             features = down(skips[-1])
-        features = self.bottleneck(features)  # (B, widths[-1], H / multiple, W / multiple)
+        features = self.bottleneck(next(joins)(features))  # (B, widths[-1], H / multiple, W / multiple)
         for stage, up, skip in zip(reversed(self.decoder), reversed(self.up), reversed(skips), strict=True):
-            features = stage(up(features) + skip)
-        thin = self.thin(thin + pixel_shuffle(features, 2))  # (B, w / 4, H, W)
-        return noisy - self.head(thin)
+            features = stage(next(joins)(up(features) + skip))
+        return self.head(self.thin(thin + pixel_shuffle(features, 2)))  # (B, w / 4, H, W) to (B, 3, H, W)
