@@ -6,7 +6,6 @@ import torch
 
 import lab.joins  # noqa: F401  "gated", which two of them use
 from lab.judges import CrackSegmenter
-from lab.resunet import ResUNet
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,12 @@ RECIPES = {
     # The new trunk, from scratch. Leg 1 of 3: at a constant rate, so that the next leg goes on from its average.
     # sigma = 80 u ** 1.5 has the mean of the old range 5..60 (32), reaches 80, and is below 15 for a third of the
     # crops: drawn uniformly, weak noise would hardly count, for its squared error is a fraction of strong noise's.
-    "trunk_leg1": Recipe(ResUNet.__name__, {"widths": [64, 112, 160], "blocks": 2}, steps=28000, batch_size=8, crop=128,
+    "trunk_leg1": Recipe("ResUNet", {"widths": [64, 112, 160], "blocks": 2}, steps=28000, batch_size=8, crop=128,
                          sigma=(0, 80), sigma_power=1.5, lr=1e-3, schedule="constant", optimizer="muon", colour=0.25,
                          everyday=0.2, seed=10, shipped=False),
     # Leg 2 goes on from leg 1's average and lets the rate fall. PSNR is minus the logarithm of the squared error, so
     # that its mean over images asks for the mean logarithm: a crop with weak noise counts as much as one with strong.
-    "trunk": Recipe(ResUNet.__name__, {"widths": [64, 112, 160], "blocks": 2}, steps=26000, batch_size=8, crop=128,
+    "trunk": Recipe("ResUNet", {"widths": [64, 112, 160], "blocks": 2}, steps=26000, batch_size=8, crop=128,
                     sigma=(0, 80), sigma_power=1.25, lr=1e-3, optimizer="muon", colour=0.25, everyday=0.2,
                     start="trunk_leg1", loss="log", seed=11, shipped=False),
     "segmenter": Recipe(CrackSegmenter.__name__, {"width": 16}, steps=800, batch_size=8, crop=128, sigma=0,
