@@ -28,7 +28,7 @@ class Recipe:
         everyday: share of the crops cut from everyday photographs (`surfaces.training_images.everyday_pool`), 0..0.4.
         start: name of the recipe whose weights it starts from, or None.
         objective: "denoise" or "segment" (cross entropy against the crack mask).
-        loss: what "denoise" minimises, a name in `LOSSES`: "mse", or "log", the mean logarithm of a crop's squared error.
+        loss: what "denoise" minimises, a name in `LOSSES`: "mse", or "log", the mean logarithm of the squared error.
         shipped: whether the result belongs in ``data/checkpoints/``; else it is an experiment, kept in ``data/runs/``.
         seed: of the weights, the crops and the noise.
     """
