@@ -11,6 +11,7 @@ the image, Zhang et al., "Beyond a Gaussian denoiser" (DnCNN, arXiv:1608.03981).
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, relu
 
-from helpers.vit import JOINS, ViT, leave_out, open_vit, patch_grid
+from helpers.vit import JOINS, BesideViT, FiLM, ViT
 
 
 class Denoiser(nn.Module):
@@ -326,7 +327,7 @@ class ResUNet(Denoiser):
         return self.head(self.thin(thin + pixel_shuffle(features, 2)))  # (B, w / 4, H, W) to (B, 3, H, W)
 
 
-class HybridViTUNet(UNet):
+class HybridViTUNet(BesideViT, UNet):
     """A U-Net with a ViT's tokens joined to its bottleneck; called as ``model(noisy)`` like the other denoisers.
 
     The ViT sees the whole noisy image, at any size; `denoise` works in tiles of 224 x 224, as in training.
@@ -352,31 +353,12 @@ class HybridViTUNet(UNet):
         super().__init__(width, predict, upsample)
         _check("join", join, list(JOINS))
         self.radius = math.inf  # a token knows of the whole image
-        self.vit = vit if isinstance(vit, ViT) else open_vit(vit, resize, seed)
-        self.freeze_vit, self.blocks, self.join = freeze_vit, None if blocks is None else tuple(blocks), join
-        # what is not trained is in a file of its own, so it is left out of the state dict
-        leave_out(self, [f"vit.{name}" for name in self.vit.freeze(freeze_vit, self.blocks)])
+        self.put_beside(vit, resize, seed, freeze_vit, blocks)
+        self.join = join
         self.project = JOINS[join](4 * width, self.vit.channels * len(self.blocks or (0,)))
         if join == "concat":
             self.bottleneck = double_conv(4 * width + 8 * width, 8 * width)
-        if self.blocks is not None:
-            self.norms = nn.ModuleList(nn.LayerNorm(self.vit.channels) for _ in self.blocks)
         self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """As in torch, but a ViT with frozen weights stays in eval mode."""
-        super().train(mode)
-        if self.freeze_vit is not False:
-            self.vit.eval()
-        return self
-
-    def token_grid(self, noisy: Tensor) -> Tensor:
-        """Return the tokens that are joined, as a grid (B, C, h, w); of several blocks one after the other in C."""
-        size = noisy.shape[-2:]
-        if self.blocks is None:
-            return patch_grid(self.vit(noisy), self.vit, size)
-        tokens = self.vit(noisy, self.blocks)  # per block (B, N, C)
-        return torch.cat([patch_grid(norm(t), self.vit, size) for norm, t in zip(self.norms, tokens, strict=True)], 1)
 
     def forward(self, noisy: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Denoise (B, 3, H, W) in [0, 1]; `tokens`, where given, replaces what `token_grid` gives (an intervention)."""
@@ -388,20 +370,6 @@ class HybridViTUNet(UNet):
         output = self.decode(features, skips)  # (B, 3, H, W)
         return noisy - output if self.predict == "noise" else output
 
-    def card(self) -> dict[str, Any]:
-        """As in `Denoiser`; "vit" says which one it is and what of it is frozen, it is no argument that opens it."""
-        card = super().card()
-        card["arguments"].pop("vit", None)
-        return {**card, "vit": {"name": self.vit.name, "sha256": self.vit.sha256, "frozen": self.freeze_vit}}
-
-    def check_card(self, card: dict[str, Any]) -> None:
-        """Raise ValueError where `card`, a checkpoint's, names other weights for the frozen part of the ViT."""
-        wanted = card.get("vit") or {}
-        if self.freeze_vit is not False and wanted.get("sha256") != self.vit.sha256:
-            name = wanted.get("name", "that its card does not name")
-            raise ValueError(f"it was trained beside the ViT {name} and would be wrong beside {self.vit.name}, whose "
-                             "weights have another sha256: set or unset DENOISE_VIT accordingly")
-
     def _fitting(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of a `UNet`, with a ViT that has no say until it is trained to have one."""
         key, own = "bottleneck.0.weight", self.state_dict()
@@ -409,3 +377,44 @@ class HybridViTUNet(UNet):
             kernel = weights[key]  # (8w, 4w, 3, 3), and zeros for the channels of the tokens
             weights[key] = torch.cat([kernel, kernel.new_zeros(len(kernel), self.project[-1].out_channels, 3, 3)], 1)
         return {**own, **weights} if key in weights else weights  # what a U-Net has not stays
+
+
+class HybridResUNet(BesideViT, ResUNet):
+    """A `ResUNet` that denoises twice: what a frozen ViT sees in its first output steers its second pass.
+
+    Under noise a ViT sees little, on the first output it sees more. Its tokens modulate what enters each stage of the
+    second pass, which sees the first output too. At first both change nothing: the output is the first one.
+
+    Args:
+        widths, residual_blocks: `widths` and `blocks` of `ResUNet`.
+        vit, resize, seed: what `open_vit` takes; `vit` may also be a `ViT` that is open.
+        blocks: numbers of the ViT's blocks whose tokens are joined, each normalised on its own.
+        freeze_trunk: whether the weights of the `ResUNet` stay as they are, so that the joins alone are trained.
+
+    >>> HybridResUNet()(torch.rand(1, 3, 224, 224)).shape                  # doctest: +SKIP
+    torch.Size([1, 3, 224, 224])
+    """
+
+    tile = 224
+
+    def __init__(self, widths: Sequence[int] = (64, 96, 128), residual_blocks: int = 2, vit: ViT | str | None = None,
+                 blocks: Sequence[int] = (3, 7), resize: str = "positions", seed: int | None = None,
+                 freeze_trunk: bool = True) -> None:
+        super().__init__(widths, residual_blocks)
+        self.requires_grad_(not freeze_trunk)
+        self.radius = math.inf  # a token knows of the whole image
+        self.put_beside(vit, resize, seed, True, blocks)
+        self.again = nn.Conv2d(3, widths[0] // 4, 3, padding=1, bias=False)
+        nn.init.zeros_(self.again.weight)
+        self.joins = nn.ModuleList(FiLM(width, self.vit.channels * len(blocks)) for width in [*widths, *widths[-2::-1]])
+
+    def forward(self, noisy: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Denoise (B, 3, H, W) in [0, 1]; `tokens`, where given, replaces what the ViT sees (an intervention)."""
+        first = super().forward(noisy)  # (B, 3, H, W), without the ViT
+        tokens = self.token_grid(first.clamp(0, 1)) if tokens is None else tokens  # (B, C, h, w), one per patch
+        joins = [partial(join, tokens=tokens) for join in self.joins]
+        return noisy - self.predict_noise(self.stem(noisy) + self.again(first), joins)
+
+    def _fitting(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a `ResUNet`, with joins that change nothing until they are trained."""
+        return weights if "again.weight" in weights else {**self.state_dict(), **weights}

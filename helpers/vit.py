@@ -18,13 +18,13 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, relu
 
 from helpers.project import data_dir
 
@@ -218,6 +218,49 @@ def leave_out(model: nn.Module, names: Sequence[str]) -> None:
     model.register_load_state_dict_pre_hook(fill_in)
 
 
+class BesideViT(nn.Module):
+    """What denoisers with a ViT have in common: which one it is, what of it is frozen, and its tokens as a grid."""
+
+    def put_beside(self, vit: ViT | str | None, resize: str, seed: int | None, freeze: bool | int,
+                   blocks: Sequence[int] | None) -> None:
+        """Take an open `ViT` or what `open_vit` takes; tokens are those after `blocks`, None: the last ones."""
+        self.vit = vit if isinstance(vit, ViT) else open_vit(vit, resize, seed)
+        self.freeze_vit, self.blocks = freeze, None if blocks is None else tuple(blocks)
+        # what is not trained is in a file of its own, so it is left out of the state dict
+        leave_out(self, [f"vit.{name}" for name in self.vit.freeze(freeze, self.blocks)])
+        if self.blocks is not None:
+            self.norms = nn.ModuleList(nn.LayerNorm(self.vit.channels) for _ in self.blocks)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but a ViT with frozen weights stays in eval mode."""
+        super().train(mode)
+        if self.freeze_vit is not False:
+            self.vit.eval()
+        return self
+
+    def token_grid(self, images: Tensor) -> Tensor:
+        """Return the tokens that are joined, as a grid (B, C, h, w); of several blocks one after the other in C."""
+        size = images.shape[-2:]
+        if self.blocks is None:
+            return patch_grid(self.vit(images), self.vit, size)
+        tokens = self.vit(images, self.blocks)  # per block (B, N, C)
+        return torch.cat([patch_grid(norm(t), self.vit, size) for norm, t in zip(self.norms, tokens, strict=True)], 1)
+
+    def card(self) -> dict[str, Any]:
+        """As in `Denoiser`; "vit" says which one it is and what of it is frozen, it is no argument that opens it."""
+        card = super().card()
+        card["arguments"].pop("vit", None)
+        return {**card, "vit": {"name": self.vit.name, "sha256": self.vit.sha256, "frozen": self.freeze_vit}}
+
+    def check_card(self, card: dict[str, Any]) -> None:
+        """Raise ValueError where `card`, a checkpoint's, names other weights for the frozen part of the ViT."""
+        wanted = card.get("vit") or {}
+        if self.freeze_vit is not False and wanted.get("sha256") != self.vit.sha256:
+            name = wanted.get("name", "that its card does not name")
+            raise ValueError(f"it was trained beside the ViT {name} and would be wrong beside {self.vit.name}, whose "
+                             "weights have another sha256: set or unset DENOISE_VIT accordingly")
+
+
 class ConcatJoin(nn.Sequential):
     """Tokens beside the features, the original's join: (B, F, h, w) and tokens (B, C, g, g) to (B, 3F, h, w)."""
 
@@ -250,6 +293,27 @@ class AttentionJoin(nn.Module):
         keys = tokens.flatten(2).transpose(1, 2)  # (B, g * g, F), one answer per token
         answer, _ = self.attention(asked, keys, keys, need_weights=False)  # (B, h * w, F)
         return features + answer.transpose(1, 2).unflatten(2, features.shape[-2:])
+
+
+class FiLM(nn.Module):
+    """Modulate features (B, F, h, w) by tokens (B, C, g, g): a factor and a summand per channel and place.
+
+    It starts as the identity. Source: Perez et al., "FiLM: visual reasoning with a general conditioning layer" (2018,
+    arXiv:1709.07871), there for a whole image at once.
+    """
+
+    def __init__(self, channels: int, tokens: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.hidden = nn.Conv2d(tokens, hidden, 1)
+        self.modulation = nn.Conv2d(hidden, 2 * channels, 1)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        hidden = relu(self.hidden(tokens))  # (B, hidden, g, g): at 1 / 16 of the resolution, where it costs little
+        hidden = interpolate(hidden, features.shape[-2:], mode="bilinear", align_corners=False)  # (B, hidden, h, w)
+        scale, shift = self.modulation(hidden).chunk(2, dim=1)  # (B, F, h, w) each
+        return features * (1 + scale) + shift
 
 
 JOINS = {"concat": ConcatJoin, "attention": AttentionJoin}  # a way that is only tried adds itself: lab.joins

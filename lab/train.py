@@ -98,7 +98,8 @@ def open_run(folder, model, recipe, data, **more):
     return AcceleratedRun(folder, identity)
 
 
-def fit_recipe(run, model, recipe, data, command, loss=None, scored=True, every=None, workers=0, progress=True):
+def fit_recipe(run, model, recipe, data, command, loss=None, scored=True, every=None, workers=0, progress=True,
+               forward=None, ema=0.999):
     """Train `model` by `recipe`, going on where `run` stopped; return what its card says besides what the model says.
 
     Args:
@@ -106,11 +107,12 @@ def fit_recipe(run, model, recipe, data, command, loss=None, scored=True, every=
         command: the command that repeats it.
         loss: as in `fit`; the recipe's where None.
         scored: whether the history holds scores on the validation Samples.
+        forward, ema: as in `fit`.
     """
     segment = recipe.objective == "segment"
     history = fit(model, data.crops, data.valid if scored else None, batch_size=recipe.batch_size, lr=recipe.lr,
                   every=every, loss=loss or LOSSES[recipe.loss], score=segmentation_score if segment else validate,
-                  forward=_segmentation_loss if segment else None, workers=workers, optimizer=recipe.optimizer,
+                  forward=_segmentation_loss if segment else forward, ema=ema, workers=workers, optimizer=recipe.optimizer,
                   schedule=recipe.schedule, seed=recipe.seed, progress=progress, run=run)
     model.cpu()
     return {"recipe": asdict(recipe), "data": data.says, "identity": run.digest, "history": history,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import models
-from helpers.models import ConvDAE, Denoiser, DenseDAE, HybridViTUNet, UNet
+from helpers.models import ConvDAE, Denoiser, DenseDAE, HybridResUNet, HybridViTUNet, ResUNet, UNet
 from helpers.vit import open_vit
 from lab.judges import CrackSegmenter
 
@@ -217,7 +217,8 @@ def test_the_arguments_of_the_constructor_are_remembered_by_every_class():
 
 @pytest.mark.parametrize("make", [
     lambda: DenseDAE(3, skip=True), lambda: ConvDAE(2, "noise"), lambda: CrackSegmenter(2),
-    lambda: UNet(2, upsample="bilinear"), lambda: HybridViTUNet(2, open_vit(), blocks=[3])])
+    lambda: UNet(2, upsample="bilinear"), lambda: HybridViTUNet(2, open_vit(), blocks=[3]),
+    lambda: HybridResUNet((4, 8), 1, open_vit())])
 def test_a_card_makes_the_same_network_again(make):
     model = make()
     card = json.loads(json.dumps(model.card()))
@@ -261,8 +262,10 @@ def test_arguments_that_cannot_be_are_refused(call, words):
 
 
 def test_every_network_of_the_module_is_a_denoiser():
-    kinds = [kind for _, kind in inspect.getmembers(models, inspect.isclass) if kind.__module__ == models.__name__]
-    assert {DenseDAE, ConvDAE, UNet, HybridViTUNet} <= set(kinds) and Denoiser.kinds["CrackSegmenter"] is CrackSegmenter
+    kinds = [kind for _, kind in inspect.getmembers(models, inspect.isclass)
+             if kind.__module__ == models.__name__ and kind is not models.ResidualBlock]
+    assert {DenseDAE, ConvDAE, UNet, ResUNet, HybridViTUNet, HybridResUNet} <= set(kinds)
+    assert Denoiser.kinds["CrackSegmenter"] is CrackSegmenter
     for kind in kinds:
         assert issubclass(kind, Denoiser) and kind.multiple == 8 and (kind.size, kind.tile) in (
             (None, None), (56, None), (None, 224))
