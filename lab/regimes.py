@@ -1,12 +1,13 @@
 """When does a ViT help a denoiser? The experiment of notebook 02: gain against how little the image itself still tells.
 
-    python -m lab.regimes trunk 0 1 2 3                        train the independent trunks, sigma 25 to 300
-    python -m lab.regimes train --arms two_pass oracle         these arms, on every trunk and seed of the plan
-    python -m lab.regimes valid                                measure what is trained on valid: what choices rest on
-    python -m lab.regimes test                                 once: the tables `regimes`, `regimes_items`, ...
+    python -m lab.regimes trunk                       train the independent trunks, sigma 25 to 300
+    python -m lab.regimes train --arms two_pass       this arm, on every trunk and seed of the plan
+    python -m lab.regimes valid                       measure what is trained on valid: what choices rest on
+    python -m lab.regimes test                        measure on test, once
+    python -m lab.regimes report                      the tables `regimes`, `regimes_gains`, ... of what was measured
 
-DENOISE_TEACHER is the pretrained ViT; CRACK_PHOTOS and EVERYDAY_PHOTOS what is trained on; CLEAN_PHOTOS a folder of
-clean everyday photographs, the second test set. Everything goes on where it was stopped.
+DENOISE_TEACHER is the pretrained ViT, CRACK_PHOTOS and EVERYDAY_PHOTOS what is trained on, POLYU_PHOTOS the second test
+set. Everything goes on where it was stopped.
 
 Written down before it ran
 --------------------------
@@ -24,6 +25,7 @@ trained, and whatever looks where that is trained, so that arms of one trunk dif
     student        the built-in ViT looks at the first output
     noisy_student, noisy_teacher   the built-in ViT, the teacher, look at the noisy image
     brightness     the first output's local mean and contrast, on the ViT's grid
+    continued      nothing: the trunk's own weights are trained on, to see how far it is from its plateau
 
 **Can it move?** The positive control is `oracle`: unless it gains at least 3 % of the trunk's squared error at sigma
 150 on sutcrack, this join cannot carry an answer and nothing is said about the ViT. The manipulation check: the tokens
@@ -48,13 +50,13 @@ what photographs look like. A regression from tokens to what is left wrong found
 import argparse
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import t, ttest_1samp
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 from torch.utils.data import Dataset
@@ -66,6 +68,7 @@ from helpers.models import HybridResUNet, ResUNet
 from helpers.noise import noise_generator
 from helpers.project import data_dir, env_path, set_seed
 from helpers.vit import open_vit
+from lab.aggregate import rounded
 from lab.intervals import holm
 from lab.provenance import provenance
 from lab.recipes import Recipe, log_mse
@@ -83,6 +86,7 @@ TRUNK = Recipe("ResUNet", {"widths": [64, 112, 160], "blocks": 2}, steps=4500, b
                optimizer="muon", colour=0.25, everyday=0.2, loss="log", shipped=False, seed=40)
 ARM = replace(TRUNK, architecture="HybridResUNet", steps=600, batch_size=2, crop=224, seed=50)
 CONTROLS = ("twice", "random", "encoder")
+SWAPPED = ("two_pass", "oracle")  # whose tokens are also replaced: does the output depend on them?
 
 
 class StrongNoise(Dataset):
@@ -115,7 +119,7 @@ def strong(recipe: Recipe) -> TrainingData:
 
 
 class EncoderResUNet(HybridResUNet):
-    """A `HybridResUNet` with a trained convolutional network where the ViT is: its grid, channels and about its work."""
+    """A `HybridResUNet` with a trained convolutional network in the ViT's place: of its grid, channels and cost."""
 
     def __init__(self, **arguments) -> None:
         super().__init__(**arguments)
@@ -132,7 +136,7 @@ class EncoderResUNet(HybridResUNet):
 
 
 def brightness(images: Tensor, channels: int) -> Tensor:
-    """Return the mean and the contrast of patches of 16 x 16 pixels, (B, channels, H / 16, W / 16), padded with zeros."""
+    """Return mean and contrast of patches of 16 x 16 pixels, (B, channels, H / 16, W / 16), the rest zeros."""
     mean = avg_pool2d(images, 16)
     contrast = (avg_pool2d(images.square(), 16) - mean.square()).clamp_min(0).sqrt()
     return pad(torch.cat([mean, contrast], dim=1), (0, 0, 0, 0, 0, channels - 6))
@@ -151,19 +155,23 @@ def train_trunk(number: int) -> None:
     checkpoints.save(model, f"strong_{number}", card, folder="runs")
 
 
-def make_arm(arm: str, trunk: int, seed: int) -> HybridResUNet:
+def make_arm(arm: str, trunk: int, seed: int) -> ResUNet:
     """Return the network of an arm on a trunk, its joins untrained; `seed` is that of their weights."""
     set_seed(1000 + seed)
     base = checkpoints.load(f"strong_{trunk}")
+    if arm == "continued":
+        return base
     kind = EncoderResUNet if arm == "encoder" else HybridResUNet
     vit = open_vit(None if arm.endswith("student") else TEACHER, seed=seed if arm == "random" else None)
     model = kind(widths=base.arguments["widths"], residual_blocks=base.arguments["blocks"], vit=vit, blocks=BLOCKS)
     return model.start_from(base)
 
 
-def run_arm(model: HybridResUNet, arm: str, noisy: Tensor, clean: Tensor, swap: str = "") -> Tensor:
+def run_arm(model: ResUNet, arm: str, noisy: Tensor, clean: Tensor, swap: str = "") -> Tensor:
     """Return an arm's output (B, 3, H, W); `swap`: "mean" or "swapped", what its tokens are replaced by."""
     tokens = None
+    if arm == "continued":
+        return model(noisy)
     if arm == "twice":
         tokens = noisy.new_zeros(len(noisy), model.joins[0].hidden.in_channels, 1, 1)
     elif arm == "brightness":
@@ -188,30 +196,32 @@ def train_arm(arm: str, trunk: int, seed: int) -> None:
     name = arm_name(arm, trunk, seed)
     if checkpoints.checkpoint_path(name).is_file():
         return
-    recipe = replace(ARM, seed=ARM.seed + seed)
+    recipe = replace(ARM, seed=ARM.seed + seed, lr=0.4 * ARM.lr if arm == "continued" else ARM.lr)
     model, data = make_arm(arm, trunk, seed), strong(recipe)
     run = open_run(data_dir() / "runs" / name, model, recipe, data, sigma=RANGE, arm=arm,
                    start_sha256=checkpoints.read_card(f"strong_{trunk}")["sha256"])
+
+    def loss(network, batch):
+        return log_mse(run_arm(network, arm, batch.noisy, batch.clean).float(), batch.clean)
     card = fit_recipe(run, model, recipe, data, f"python -m lab.regimes train --arms {arm}", scored=False, every=200,
-                      progress=False, ema=0.995,
-                      forward=lambda net, batch: log_mse(run_arm(net, arm, batch.noisy, batch.clean).float(), batch.clean))
+                      progress=False, ema=0.995, forward=loss)
     checkpoints.save(model, name, card, folder="runs")
 
 
-def load_arm(arm: str, trunk: int, seed: int) -> HybridResUNet:
+def load_arm(arm: str, trunk: int, seed: int) -> ResUNet:
     """Return a trained arm, in eval mode."""
     model = make_arm(arm, trunk, seed)
     model.load_state_dict(checkpoints.read_tensors(checkpoints.checkpoint_path(arm_name(arm, trunk, seed)))[0])
     return model.eval()
 
 
-def images(split: str, set: str, step: int = 1) -> list[Sample]:
+def images(split: str, which: str, step: int = 1) -> list[Sample]:
     """Return what is measured on: every `step`-th clean Sample of 224 x 224 of a set, "photos" or "everyday".
 
     "photos" are the tiles of CRACK_PHOTOS, "everyday" the middles of the clean photographs that the manifest of
     POLYU_PHOTOS lists (columns clean, scene, split).
     """
-    if set == "photos":
+    if which == "photos":
         return list(open_dataset(split, photos=env_path("CRACK_PHOTOS"), sigma=0))[::step]
     folder = env_path("POLYU_PHOTOS")
     listed = pd.read_csv(folder / "manifest.csv").query("split == @split").drop_duplicates("clean")
@@ -225,33 +235,126 @@ def images(split: str, set: str, step: int = 1) -> list[Sample]:
     return samples
 
 
-def measure(split: str, arms: Sequence[str], trunk: int, seed: int, sigmas: Sequence[int], step: int = 1,
-            sets: Sequence[str] = ("photos", "everyday"), swaps: Sequence[str] = ("none",)) -> pd.DataFrame:
-    """Return the squared error of every arm, and of the trunk, on every image: a row each; in float32.
+def measure(split: str, arm: str, trunk: int, seed: int) -> None:
+    """Measure an arm, or "trunk" itself, on a split, unless that was done: a file of rows in data/runs/regimes/.
 
-    The noise is seeded by the image's name and sigma, so that it is the same for all trunks and arms.
+    Every image at sigma 150, where an arm's tokens are also swapped, and of seed 0 every second one at the other
+    levels; in float32. The noise is seeded by the image's name and sigma: the same for all trunks and arms.
     """
-    networks = {arm: load_arm(arm, trunk, seed) for arm in arms}
-    base, rows = checkpoints.load(f"strong_{trunk}"), []
-    for name, sigma in itertools.product(sets, sigmas):
-        samples = images(split, name, step)
-        noisy = [unclipped(s.clean, sigma, noise_generator(f"{s.name}, unclipped {sigma}", 0)) for s in samples]
-        for i in range(0, len(samples), 2):  # in pairs from one end to the other: swapped tokens are of another place
-            pair = [i // 2, i // 2 + (len(samples) + 1) // 2]
-            pair = [k for k in pair if k < len(samples)]
-            y, x = (torch.stack([them[k] for k in pair]) for them in (noisy, [s.clean for s in samples]))
-            with torch.inference_mode():
-                outputs = {("trunk", "none"): base(y)}
-                for arm, swap in itertools.product(networks, swaps):
-                    if swap == "none" or arm == "two_pass":
-                        outputs[arm, swap] = run_arm(networks[arm], arm, y, x, swap.replace("none", ""))
-            for (arm, swap), output in outputs.items():
-                errors = (output.clamp(0, 1) - x).square()  # (2, 3, 224, 224)
-                for k, error in zip(pair, errors, strict=True):
-                    sample = samples[k]
-                    zone = crack_zone(sample.mask)
-                    crack = float(error[:, torch.from_numpy(zone)].mean()) if zone.any() else math.nan
+    path = data_dir() / "runs" / "regimes" / f"{split}-{arm_name(arm, trunk, seed)}.csv.gz"
+    if path.is_file():
+        return
+    model, rows = checkpoints.load(f"strong_{trunk}") if arm == "trunk" else load_arm(arm, trunk, seed), []
+    for name, sigma in itertools.product(("photos", "everyday"), SIGMAS if seed == 0 else (PRIMARY,)):
+        samples = images(split, name, step=1 if sigma == PRIMARY else 2)
+        half = (len(samples) + 1) // 2  # in pairs, one of the first half and one of the second: of different places
+        for pair in itertools.zip_longest(samples[:half], samples[half:]):
+            pair = [sample for sample in pair if sample]
+            clean = torch.stack([sample.clean for sample in pair])
+            noisy = torch.stack([unclipped(sample.clean, sigma, noise_generator(f"{sample.name}, unclipped {sigma}", 0))
+                                 for sample in pair])
+            for swap in ("none", "mean", "swapped") if sigma == PRIMARY and arm in SWAPPED else ("none",):
+                if swap == "swapped" and len(pair) < 2:
+                    continue
+                with torch.inference_mode():
+                    output = model(noisy) if arm == "trunk" else run_arm(model, arm, noisy, clean, swap)
+                for sample, error in zip(pair, (output.clamp(0, 1) - clean).square(), strict=True):
+                    zone = torch.from_numpy(crack_zone(sample.mask))
                     rows.append({"arm": arm, "trunk": trunk, "seed": seed, "sigma": sigma, "set": name,
                                  "source": sample.source, "name": sample.name, "group": sample.group, "swap": swap,
-                                 "mse": float(error.mean()), "mse_crack": crack})
-    return pd.DataFrame(rows)
+                                 "mse": float(error.mean()),
+                                 "mse_crack": float(error[:, zone].mean()) if zone.any() else math.nan})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(path, index=False)
+
+
+def measured(split: str) -> pd.DataFrame:
+    """Return all rows that `measure` wrote for a split."""
+    files = sorted((data_dir() / "runs" / "regimes").glob(f"{split}-*.csv.gz"))
+    return pd.concat(map(pd.read_csv, files), ignore_index=True)
+
+
+def percent_of_trunk(items: pd.DataFrame, figure: str = "mse") -> pd.DataFrame:
+    """Return the mean squared error per arm, trunk, seed, sigma, set, source and swap, and its per cent of the trunk's.
+
+    `percent` is 100 * (arm / trunk - 1), on the same images: below 0 the arm is better than its trunk.
+    """
+    by = ["arm", "trunk", "seed", "sigma", "set", "source", "swap"]
+    rows = items.dropna(subset=[figure]).groupby(by, sort=False)[figure].agg(["mean", "size"]).reset_index()
+    rows = rows.rename(columns={"mean": "mse", "size": "n"})
+    base = rows.query("arm == 'trunk'").set_index(["trunk", "sigma", "set", "source"])["mse"]
+    trunk = base.reindex(pd.MultiIndex.from_frame(rows[base.index.names])).to_numpy()
+    return rows.assign(percent=100 * (rows["mse"] / trunk - 1))
+
+
+def gain(rows: pd.DataFrame, arm: str, against: str, swap: str = "none") -> dict:
+    """Return the gain of an arm, 100 * (1 - its squared error / that of `against`), as a t-interval over trunks.
+
+    `rows` are those of one sigma, set and source in `percent_of_trunk`. The seeds of a trunk are averaged first: they
+    share its weights. Without two trunks there is no interval.
+    """
+    rows = rows.query("swap == 'none' or arm == @against")
+    table = rows.pivot_table(index=["trunk", "seed"], columns=["arm", "swap"], values="mse")
+    ours, other = table[arm, "none"], table[against, swap]
+    if against == "trunk":  # measured once per trunk
+        other = other.groupby("trunk").first().reindex(ours.index.get_level_values("trunk")).set_axis(ours.index)
+    means = (100 * (1 - ours / other)).dropna().groupby("trunk").mean()
+    low = high = p = math.nan
+    if len(means) > 1:
+        low, high = t.interval(0.95, len(means) - 1, means.mean(), means.sem())
+        p = ttest_1samp(means, 0).pvalue
+    return {"gain": means.mean(), "low": low, "high": high, "p": p, "trunks": len(means),
+            **{f"gain_trunk{trunk}": value for trunk, value in means.items()}}
+
+
+def best_control() -> str:
+    """Return the control of lowest squared error on valid: sigma 150, sutcrack, mean over trunks and seeds."""
+    rows = percent_of_trunk(measured("valid")).query("sigma == @PRIMARY and source == 'sutcrack' and swap == 'none'")
+    return rows.query("arm in @CONTROLS").groupby("arm")["percent"].mean().idxmin()
+
+
+def report() -> None:
+    """Write the tables of the test split; choices (the best control) are made on valid."""
+    items, control = measured("test"), best_control()
+    rows = percent_of_trunk(items)
+    gains = []
+    for (sigma, name, source), part in rows.groupby(["sigma", "set", "source"], sort=False):
+        arms = [arm for arm in part["arm"].unique() if arm != "trunk"]
+        pairs = [(arm, "trunk", "none") for arm in arms] + [("two_pass", c, "none") for c in CONTROLS if c in arms]
+        pairs += [("two_pass", "two_pass", swap) for swap in part["swap"].unique() if swap != "none"]
+        gains += [{"arm": arm, "against": against, "swap": swap, "sigma": sigma, "set": name, "source": source,
+                   **gain(part, arm, against, swap)} for arm, against, swap in pairs]
+    gains = pd.DataFrame(gains)
+    primary = gains.eval("arm == 'two_pass' and against == @control and sigma == @PRIMARY and source == 'sutcrack'")
+    gains["role"] = np.where(primary, "primary", "exploratory")
+    explored = gains["role"].eq("exploratory") & gains["p"].notna()
+    gains.loc[explored, "p_holm"] = holm(gains.loc[explored, "p"])
+    made = provenance("python -m lab.regimes report", seed=0)
+    settings = {"trunk": TRUNK, "arm": ARM, "sigma": RANGE, "blocks": BLOCKS, "best control on valid": control}
+    save_tables({"regimes": rounded(rows), "regimes_gains": rounded(gains), "regimes_items": rounded(items, 6),
+                 "regimes_crack": rounded(percent_of_trunk(items, "mse_crack"))}, made, regimes=settings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("trunk", "train", "valid", "test", "report"))
+    parser.add_argument("--arms", nargs="+", default=[*CONTROLS, "two_pass", "oracle"])
+    parser.add_argument("--trunks", nargs="+", type=int, default=range(TRUNKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=range(SEEDS))
+    options = parser.parse_args()
+    if options.what == "report":
+        return report()
+    for seed, trunk in itertools.product(options.seeds, options.trunks):
+        if options.what == "trunk":
+            train_trunk(trunk)
+        elif options.what == "train":
+            for arm in options.arms:
+                train_arm(arm, trunk, seed)
+        else:
+            for arm in options.arms if "trunk" in options.arms or seed else ["trunk", *options.arms]:
+                measure(options.what, arm, trunk, seed)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -112,8 +112,8 @@ def fit_recipe(run, model, recipe, data, command, loss=None, scored=True, every=
     segment = recipe.objective == "segment"
     history = fit(model, data.crops, data.valid if scored else None, batch_size=recipe.batch_size, lr=recipe.lr,
                   every=every, loss=loss or LOSSES[recipe.loss], score=segmentation_score if segment else validate,
-                  forward=_segmentation_loss if segment else forward, ema=ema, workers=workers, optimizer=recipe.optimizer,
-                  schedule=recipe.schedule, seed=recipe.seed, progress=progress, run=run)
+                  forward=_segmentation_loss if segment else forward, ema=ema, workers=workers,
+                  optimizer=recipe.optimizer, schedule=recipe.schedule, seed=recipe.seed, progress=progress, run=run)
     model.cpu()
     return {"recipe": asdict(recipe), "data": data.says, "identity": run.digest, "history": history,
             **provenance(command, recipe.seed)}
