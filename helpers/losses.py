@@ -28,11 +28,9 @@ from helpers.cam_methods import principal_map, token_norm
 Scale = Literal["matched", "original"] | float
 # What makes a term's gradient (norm with respect to the output) as long as MSE's, on validation images at sigma 50
 # from the MSE checkpoint: printed by `python -m lab.match_losses --checkpoint hybrid`.
-MATCHED = {
-    "regional_sorted": 0.1004, "regional_aligned": 0.1006, "regional_pixel": 0.09006,
-    "frequency": 0.1058, "frequency_hf": 0.04989, "frequency_phase": 0.1058,
-    "wavelet": 0.05506, "cam": 0.8583, "charbonnier": 0.1074, "ms_ssim": 0.01879,
-}  # fmt: skip
+MATCHED = {"regional_sorted": 0.1004, "regional_aligned": 0.1006, "regional_pixel": 0.09006, "frequency": 0.1058,
+           "frequency_hf": 0.04989, "frequency_phase": 0.1058, "wavelet": 0.05506, "cam": 0.8583,
+           "charbonnier": 0.1074, "ms_ssim": 0.01879}
 
 
 class Term(nn.Module):
@@ -64,8 +62,6 @@ class Term(nn.Module):
             factor = 1.0 if self.original else MATCHED[self.key] if self.scale == "matched" else self.scale
             return torch.where(finite, factor * self.value(denoised, clean, **context), math.nan)
 
-
-# Sharpness of windows -------------------------------------------------------------------------------------------------
 
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (down, right) of a pixel: right, below, both diagonals
 
@@ -215,8 +211,6 @@ class WaveletLoss(Term):
         parts = [bands.sum() / (1000 * len(error)) if self.original else bands.mean() / total for bands in details]
         return sum(weight * part for weight, part in zip(self.level_weights, parts, strict=False))
 
-
-# The squared error, weighted by activation maps -----------------------------------------------------------------------
 
 IN_A_LOSS = {  # the methods that need no gradients
     "EigenCAM": principal_map,

@@ -23,8 +23,6 @@ Mask = NDArray[np.bool_] | torch.Tensor  # (H, W) bool
 Map = NDArray[np.number] | torch.Tensor  # (h, w), signed
 Pixels = NDArray[np.floating] | torch.Tensor  # (H, W, 3) of both
 
-# What comes in: checked once here, so that the figures below are only their definitions -------------------------------
-
 
 def as_numpy(array: Any) -> np.ndarray:
     """Return an array, or a torch tensor's values on the CPU, as numpy; not copied where that is possible."""

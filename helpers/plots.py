@@ -1,9 +1,7 @@
 """The figures and tables that the notebooks share.
 
     show_outputs(sample, {"unet": denoised})                      # clean, noisy, output, with scores and a zoom
-    photos = results("photos").query("sigma == 50")
-    scores = photos.pivot_table(index="method", columns="source", values="psnr")
-    show_scores(scores)                                           # methods as rows of dots, sources apart
+    show_scores(scores)                                           # a table's methods as rows of dots, sources apart
     show_table(scores, best="max")                                # the same as numbers, the best in bold
 
 Images come in one order and one colour range; images and outputs are numpy (H, W, 3) or torch (3, H, W) in [0, 1].

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu
+from torch.nn.functional import interpolate
 
 from helpers.project import data_dir
 
@@ -293,27 +293,6 @@ class AttentionJoin(nn.Module):
         keys = tokens.flatten(2).transpose(1, 2)  # (B, g * g, F), one answer per token
         answer, _ = self.attention(asked, keys, keys, need_weights=False)  # (B, h * w, F)
         return features + answer.transpose(1, 2).unflatten(2, features.shape[-2:])
-
-
-class FiLM(nn.Module):
-    """Modulate features (B, F, h, w) by tokens (B, C, g, g): a factor and a summand per channel and place.
-
-    It starts as the identity. Source: Perez et al., "FiLM: visual reasoning with a general conditioning layer" (2018,
-    arXiv:1709.07871), there for a whole image at once.
-    """
-
-    def __init__(self, channels: int, tokens: int, hidden: int = 64) -> None:
-        super().__init__()
-        self.hidden = nn.Conv2d(tokens, hidden, 1)
-        self.modulation = nn.Conv2d(hidden, 2 * channels, 1)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-
-    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
-        hidden = relu(self.hidden(tokens))  # (B, hidden, g, g): at 1 / 16 of the resolution, where it costs little
-        hidden = interpolate(hidden, features.shape[-2:], mode="bilinear", align_corners=False)  # (B, hidden, h, w)
-        scale, shift = self.modulation(hidden).chunk(2, dim=1)  # (B, F, h, w) each
-        return features * (1 + scale) + shift
 
 
 JOINS = {"concat": ConcatJoin, "attention": AttentionJoin}  # a way that is only tried adds itself: lab.joins

@@ -64,7 +64,6 @@ from torch.utils.data import Dataset
 from helpers import checkpoints
 from helpers.data import Sample, open_dataset
 from helpers.metrics import crack_zone
-from helpers.models import HybridResUNet, ResUNet
 from helpers.noise import noise_generator
 from helpers.project import data_dir, env_path, set_seed
 from helpers.vit import open_vit
@@ -72,6 +71,7 @@ from lab.aggregate import rounded
 from lab.intervals import holm
 from lab.provenance import provenance
 from lab.recipes import Recipe, log_mse
+from lab.resunet import HybridResUNet, ResUNet
 from lab.student import TEACHER
 from lab.tables import save_tables
 from lab.train import TrainingData, fit_recipe, open_run, training_data
@@ -121,8 +121,8 @@ def strong(recipe: Recipe) -> TrainingData:
 class EncoderResUNet(HybridResUNet):
     """A `HybridResUNet` with a trained convolutional network in the ViT's place: of its grid, channels and cost."""
 
-    def __init__(self, **arguments) -> None:
-        super().__init__(**arguments)
+    def __init__(self, widths, residual_blocks=2, vit=None, blocks=BLOCKS) -> None:
+        super().__init__(widths, residual_blocks, vit, blocks)
         channels = self.vit.channels * len(self.blocks)
         widths = (3, channels // 8, channels // 4, channels // 2, channels)
         self.eye = nn.Sequential(  # (B, 3, H, W) to (B, channels, H / 16, W / 16)
