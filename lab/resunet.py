@@ -21,6 +21,7 @@ from helpers.vit import BesideViT, ViT
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions without biases and a ReLU between, added to their input; starts as the identity.
 
+    >>> import torch
     >>> features = torch.rand(1, 4, 6, 6)
     >>> torch.equal(ResidualBlock(4)(features), features)
     True
@@ -56,6 +57,7 @@ class ResUNet(Denoiser):
     (arXiv:1906.05478); pixel unshuffle, Zhang et al. (FFDNet, arXiv:1710.04026); branches that start at zero, Zhang et
     al. ("Fixup initialization", arXiv:1901.09321).
 
+    >>> import torch
     >>> model = ResUNet(widths=(8, 12, 16), blocks=1)
     >>> model(torch.zeros(1, 3, 24, 40)).shape, model.multiple, ResUNet().radius
     (torch.Size([1, 3, 24, 40]), 8, 91)
