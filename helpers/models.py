@@ -268,7 +268,6 @@ class HybridViTUNet(BesideViT, UNet):
         self.project = JOINS[join](4 * width, self.vit.channels * len(self.blocks or (0,)))
         if join == "concat":
             self.bottleneck = double_conv(4 * width + 8 * width, 8 * width)
-        self.train(self.training)
 
     def forward(self, noisy: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Denoise (B, 3, H, W) in [0, 1]; `tokens`, where given, replaces what `token_grid` gives (an intervention)."""

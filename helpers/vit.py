@@ -230,6 +230,7 @@ class BesideViT(nn.Module):
         leave_out(self, [f"vit.{name}" for name in self.vit.freeze(freeze, self.blocks)])
         if self.blocks is not None:
             self.norms = nn.ModuleList(nn.LayerNorm(self.vit.channels) for _ in self.blocks)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """As in torch, but a ViT with frozen weights stays in eval mode."""
