@@ -35,41 +35,19 @@ class OtherViTError(CheckpointError):
 def checkpoint_path(name: str) -> Path:
     """Return where checkpoint `name` is: in ``data/checkpoints/``, or in ``data/runs/`` as an experiment made here.
 
-    An alias leads to the checkpoint that it names; raise CheckpointError where that is not there or ``aliases.json``
-    is broken. Where there is nothing of the name, return the path that a shipped one would have.
+    Where there is nothing of the name, return the path that a shipped one would have.
     """
     shipped = data_dir() / "checkpoints" / f"{name}.safetensors"
     if shipped.is_file():
         return shipped
-    if other := _aliases().get(name):
-        if not (target := shipped.with_stem(other)).is_file():
-            raise CheckpointError(f"{name!r} is another name of {other!r}, which is not in data/checkpoints")
-        return target
     # An experiment never hides a checkpoint of the same name.
     experiment = data_dir() / "runs" / f"{name}.safetensors"
     return experiment if experiment.is_file() else shipped
 
 
-def _aliases() -> dict[str, str]:
-    """Return {alias: name} from ``data/checkpoints/aliases.json``: second names of shipped checkpoints."""
-    if not (path := data_dir() / "checkpoints" / "aliases.json").is_file():
-        return {}
-    try:
-        aliases = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or brackets a million deep
-        raise CheckpointError(f"aliases.json is no readable JSON: {type(error).__name__}: {error}") from error
-    if not isinstance(aliases, dict):
-        raise CheckpointError(f'aliases.json must be {{"alias": "name"}}, got a {type(aliases).__name__}')
-    for alias, name in aliases.items():
-        if not (isinstance(name, str) and name and Path(name).name == name):  # a path would lead out of the folder
-            raise CheckpointError(f"aliases.json: {alias!r} must be the name of a checkpoint, got {name!r}")
-    return aliases
-
-
 def checkpoint_names() -> list[str]:
-    """Return the names of the shipped checkpoints that are there and their aliases, sorted."""
-    names = {path.stem for path in (data_dir() / "checkpoints").glob("[!.]*.safetensors")}  # no unfinished ones
-    return sorted(names | {alias for alias, name in _aliases().items() if name in names})
+    """Return the names of the shipped checkpoints that are there, sorted."""
+    return sorted(path.stem for path in (data_dir() / "checkpoints").glob("[!.]*.safetensors"))  # no unfinished ones
 
 
 def build(architecture: str, arguments: dict) -> Denoiser:

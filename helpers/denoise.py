@@ -2,21 +2,19 @@
 
     denoised = denoise(load("unet"), image)     # numpy (H, W, 3) or torch (3, H, W), and the same comes back
 
-Tiles start at multiples of 8, so that their pooling grids are the image's; what is missing at its end is mirrored. Of
-an overlap each of the two neighbours gives up its outer margin, where it lacks surroundings; between the margins they
-cross-fade by a raised cosine. All weights sum to 1, and a tile enters with a weight far below 1/255: whatever a model
-makes of its tiles, the border of one is never a step above 1/255. Beside image and result only a band is in memory.
+Neighbouring tiles cross-fade (`surfaces.tiling`): whatever a model makes of its tiles, their borders are never a step
+above 1/255.
+What is missing at the image's end is mirrored. Beside image and result only a band is in memory.
 """
 
 import argparse
-import math
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +24,12 @@ from tqdm.auto import tqdm
 from helpers.checkpoints import CheckpointError, checkpoint_names, load
 from helpers.models import Denoiser, check_finite_weights
 from helpers.project import pick_device
+from surfaces.batch import process_files
 from surfaces.folders import list_outputs
-from surfaces.photos import read_photo_uint8, write_photo
+from surfaces.tiling import Tiles, lay_tiles, mirror
 
 TILE = 768  # pixels; on a CPU cheaper than 512 (which overlaps more) and below 1 GB for a U-Net of width 32
-RAMP = 32  # pixels of cross-fade; the weight at its first pixel, (pi / 4 / 32) ** 2 = 0.0006, is far below 1/255
-DEFAULTS = ("hybrid_sharp", "hybrid", "unet")  # the first of these checkpoints that is there
+DEFAULTS = ("hybrid", "unet")  # the first of these checkpoints that is there
 
 
 def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = None, overlap: int | None = None,
@@ -85,7 +83,7 @@ def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = Non
                 denoised = _run(model, tiles).to(home)
                 # lay each into the band, faded where its neighbours overlap it
                 for x, piece, fade in zip(columns, denoised, across.weights[first:], strict=False):
-                    band[:, :, x:x + across.size] += piece * (weight[:, None] * fade).to(home)
+                    band[:, :, x:x + across.size] += piece * torch.from_numpy(weight[:, None] * fade).to(home)
                 bar.update(len(columns))
             rows = band[:, :until - y, :width]
             if image.dtype in (np.uint8, torch.uint8):  # floating point stays as the model says
@@ -143,71 +141,23 @@ def evaluating(model: nn.Module, freeze: bool = False) -> Iterator[None]:
                     setattr(part, switch, _SWITCHED.pop((id(part), switch))[0])
 
 
-class _Tiles(NamedTuple):
-    starts: list[int]  # first pixels of the tiles, multiples of the model's `multiple`
-    size: int  # pixels, the same for all
-    weights: Tensor  # (tiles, size) float32, sum to 1 at every pixel
-
-
 def _lay_tiles(model: nn.Module, shape: Sequence[int], tile: int | None = None,
-               overlap: int | None = None) -> list[_Tiles]:
-    """Return the `_Tiles` of rows and of columns for an image of `shape` (H, W)."""
+               overlap: int | None = None) -> list[Tiles]:
+    """Return the `Tiles` of rows and of columns for an image of `shape` (H, W), as the model wants them."""
     rule = model if isinstance(model, Denoiser) else Denoiser  # what another network takes nobody knows
-    only, likes, multiple = rule.size, rule.tile, rule.multiple
-    tile = only or likes or -(-TILE // multiple) * multiple if tile is None else tile
-    if tile != int(tile) or tile < multiple or tile % multiple:
-        raise ValueError(f"tile must be a multiple of {multiple} pixels, got {tile!r}")
-    if only and tile != only:
-        raise ValueError(f"tile must be {only}, the one size that {type(model).__name__} takes, got {tile}")
-    # the margin that a tile gives up is what an output pixel there misses, rounded up: two are a multiple of 8
-    margin = rule.radius if rule.radius == math.inf else math.ceil(rule.radius / 4) * 4
-    if overlap is None:
-        half = tile // 2 // multiple * multiple  # so that no three tiles meet in a row
-        overlap = int(min(2 * margin + RAMP, max(3 * tile // 10, min(half, RAMP)), tile - multiple))
-    if overlap != int(overlap) or not 0 <= overlap <= tile - multiple:
-        raise ValueError(f"overlap must be in 0..{tile - multiple} pixels for tiles of {tile}, got {overlap!r}")
-    whole = [max(-(-length // multiple) * multiple, only or 0) for length in shape]  # with what is mirrored
-    # where there is little room, the cross-fade comes first
-    margin = min(max((overlap - RAMP) // 2, 0), margin)
-    return [_lay_line(length, tile, overlap, margin, multiple, shrink=not (only or likes)) for length in whole]
-
-
-def _lay_line(length: int, tile: int, overlap: int, margin: int, multiple: int, shrink: bool) -> _Tiles:
-    """Spread tiles evenly over `length` pixels; with `shrink` no larger than their number and the overlap ask for."""
-    if length <= tile:
-        return _Tiles([0], length, torch.ones(1, length))
-    units, whole = tile // multiple, length // multiple
-    step = (tile - overlap) // multiple  # rounded down, so that neighbours share at least `overlap`
-    count = -(-(whole - units) // step) + 1
-    if shrink:
-        units = -(-(whole + (count - 1) * (units - step)) // count)
-    starts = [i * (whole - units) // (count - 1) * multiple for i in range(count)]  # evenly, on the pooling grid
-    size = units * multiple
-    # the margins of an overlap count for nothing; the rest is the cross-fade
-    ramp = max(overlap - 2 * margin, 1)
-    middles = [(a + size + b) / 2 for a, b in zip(starts, starts[1:], strict=False)]  # of the overlaps
-    pixels = torch.tensor(starts, dtype=torch.float64)[:, None] + torch.arange(size) + 0.5  # (tiles, size)
-
-    def past(middle: list[float]) -> Tensor:  # 0 before the cross-fade around `middle`, 1 after it
-        place = (pixels - torch.tensor(middle, dtype=torch.float64)[:, None]) / ramp + 0.5
-        return torch.sin(math.pi / 2 * place.clamp(0, 1)) ** 2
-
-    # a difference of steps: sums to 1 however many tiles meet at a pixel
-    return _Tiles(starts, size, (past([-math.inf, *middles]) - past([*middles, math.inf])).float())
+    if tile is None:
+        tile = rule.size or rule.tile or -(-TILE // rule.multiple) * rule.multiple
+    elif rule.size and tile != rule.size:
+        raise ValueError(f"tile must be {rule.size}, the one size that {type(model).__name__} takes, got {tile}")
+    return lay_tiles(shape, tile, overlap, rule.multiple, rule.radius, bool(rule.size or rule.tile), rule.size or 1)
 
 
 def _cut(image: np.ndarray | Tensor, y: int, x: int, height: int, width: int) -> Tensor:
     """Return a tile (3, height, width) of (3, H, W), float32; beyond the end it is mirrored, the edge not repeated."""
-    rows, columns = _mirror(y, height, image.shape[1])[:, None], _mirror(x, width, image.shape[2])
+    rows, columns = mirror(y, height, image.shape[1])[:, None], mirror(x, width, image.shape[2])
     tile = image[:, rows, columns]
     tile = tile.float() if isinstance(tile, Tensor) else torch.from_numpy(tile.astype(np.float32))
     return tile / 255 if image.dtype in (np.uint8, torch.uint8) else tile
-
-
-def _mirror(start: int, count: int, length: int) -> np.ndarray:
-    turn = max(2 * (length - 1), 1)  # there and back, as often as it takes
-    index = np.arange(start, start + count) % turn
-    return np.minimum(index, turn - index)
 
 
 def _run(model: nn.Module, tiles: Tensor) -> Tensor:
@@ -241,29 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return 1
-    taken, failed = {source.resolve() for source, _ in pairs}, 0  # what is never overwritten, whatever --force says
-    for source, target in pairs:
-        started = time.monotonic()
-        try:
-            # the same file may go by another name, a link
-            if target.resolve() in taken or target.exists() and any(p.exists() and target.samefile(p) for p in taken):
-                raise FileExistsError(f"{source}: {target} is a photograph of IN or the result of another, "
-                                      "never overwritten")
-            if target.exists() and not options.force:
-                raise FileExistsError(f"{source}: {target} is there already (--force overwrites it)")
-            denoised = denoise(model, read_photo_uint8(source), progress=sys.stderr.isatty())
-            write_photo(target, denoised)
-        except (OSError, ValueError, RuntimeError, MemoryError) as error:  # the others are denoised all the same
-            failed += 1
-            print(error if str(source) in str(error) else f"{source}: {error!r}", file=sys.stderr)
-        except KeyboardInterrupt:
-            print(f"{source}: stopped before it was done", file=sys.stderr)
-            return 130
-        else:
-            taken.add(target.resolve())
-            seconds = time.monotonic() - started
-            height, width, _ = denoised.shape
-            print(f"{source} -> {target}, {width} x {height} pixels, {name}, {seconds:.1f} s", flush=True)
+    try:
+        failed = process_files(pairs, partial(denoise, model, progress=sys.stderr.isatty()), name, options.force)
+    except KeyboardInterrupt:
+        return 130
     return 1 if failed else 0
 
 

@@ -18,11 +18,10 @@ from torchvision.transforms.functional import gaussian_blur
 
 from helpers import checkpoints
 from helpers.noise import noise_generator
-from helpers.project import data_dir
 from lab.aggregate import interval, labels_of, per_source, quotient, rounded
 from lab.loss_curves import RISES, at, by_source, curve, drawn_curves, point, with_interval
 from lab.measures import gap_closed
-from lab.provenance import provenance, write_json
+from lab.provenance import provenance
 from lab.report import cached, reader
 from lab.retrain import BUDGET, PLAN, folder, measure, test_sets, valid_set
 from lab.tables import save_tables
@@ -233,8 +232,8 @@ def to_ship(runs, base, labels, winner):
     return found
 
 
-def ship(shipped, winner):
-    """Copy the weights of the runs to data/checkpoints, with their cards; "hybrid_sharp" is the winner's alias."""
+def ship(shipped):
+    """Copy the weights of the runs to data/checkpoints, with their cards."""
     for name, run in shipped.items():
         card = checkpoints.read_card(f"losses/{run}-weights")
         model = checkpoints.load(f"losses/{run}-weights")
@@ -242,17 +241,15 @@ def ship(shipped, winner):
                  "metrics": {"valid": card["history"][-1]}}
         checkpoints.save(model, name, {key: value for key, value in card.items() if key not in ("name", "sha256")})
         print(name, "from", run, flush=True)
-    name = next(name for name, terms in SHIPPED.items() if winner in terms)
-    write_json(data_dir() / "checkpoints" / "aliases.json", {"hybrid_sharp": name})
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ship", action="store_true")
     options = parser.parse_args()
-    shipped, winner = report()
+    shipped, _ = report()
     if options.ship:
-        ship(shipped, winner)
+        ship(shipped)
 
 
 if __name__ == "__main__":

@@ -313,32 +313,6 @@ def test_shipped_goes_before_an_experiment(model, data):
     assert checkpoint_path("tiny") == shipped == data / "checkpoints" / "tiny.safetensors"
 
 
-def test_an_alias_is_a_second_name_and_no_second_file(saved):
-    (saved.parent / "aliases.json").write_text('{"sharp": "tiny", "lost": "nowhere"}')
-    assert checkpoint_names() == ["sharp", "tiny"] and checkpoint_path("sharp") == saved
-    assert read_card("sharp")["name"] == "tiny"
-    first, again = load("sharp").state_dict(), load("tiny").state_dict()
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    with pytest.raises(CheckpointError, match="another name of 'nowhere'"):
-        load("lost")
-
-
-@pytest.mark.parametrize("content, message", [
-    (b"{", "aliases.json is no readable JSON"), (b"\xff\xfe", "aliases.json is no readable JSON: UnicodeDecodeError"),
-    (b"[" * 100_000, "aliases.json is no readable JSON: RecursionError"), (b"", "aliases.json is no readable JSON"),
-    (b'["tiny"]', "aliases.json must be .*, got a list"),
-    (b'{"sharp": ""}', "aliases.json: 'sharp' must be the name of a checkpoint, got ''"),
-    (b'{"sharp": null}', "aliases.json: 'sharp' must be the name of a checkpoint, got None"),
-    (b'{"sharp": "../runs/tiny"}', "aliases.json: 'sharp' must be the name .*, got '../runs/tiny'"),
-], ids=lambda value: str(value)[:24])
-def test_broken_aliases_are_named(saved, content, message):
-    (saved.parent / "aliases.json").write_bytes(content)
-    for call in (checkpoint_names, lambda: load("sharp")):
-        with pytest.raises(CheckpointError, match=message):
-            call()
-    load("tiny")  # which is no alias
-
-
 @pytest.mark.parametrize("kind, arguments", [
     (UNet, {"width": 4, "upsample": "bilinear"}), (ConvDAE, {"width": 4}), (DenseDAE, {"bottleneck": 2, "skip": True}),
     (CrackSegmenter, {"width": 4})], ids=lambda value: getattr(value, "__name__", ""))
