@@ -55,6 +55,16 @@ def pick_device() -> torch.device:
     return device
 
 
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Return whether `device` multiplies bfloat16 in hardware; without it mixed precision is slower than none."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+        return any(capabilities.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
 def live_seconds(default: float = 60) -> float:
     """Return a live training's seconds: `LIVE_SECONDS` (ValueError where it is no positive number), or `default`."""
     value = os.environ.get("LIVE_SECONDS", "").strip() or str(default)

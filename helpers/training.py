@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from helpers.denoise import denoise
 from helpers.metrics import psnr
-from helpers.project import pick_device, set_seed
+from helpers.project import bfloat16_is_fast, pick_device, set_seed
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "constant")
@@ -106,16 +106,6 @@ def ema_update(decay: float) -> Callable:
         keep = min(decay, (1 + int(count)) / (10 + int(count)))  # at first short: the random start must not stay in it
         torch._foreach_lerp_(averaged, current, 1 - keep)
     return update
-
-
-def bfloat16_is_fast(device: torch.device) -> bool:
-    """Return whether `device` multiplies bfloat16 in hardware; without it mixed precision is slower than none."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
-        return any(capabilities.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
-    return False
 
 
 def validate(model: nn.Module, dataset: Dataset) -> dict[str, float]:

@@ -13,26 +13,23 @@ et al. (arXiv:2304.07193); register tokens, Darcet et al. (arXiv:2309.16588).
 
 import hashlib
 import inspect
-import json
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, relu
 
 from helpers.project import data_dir
+from surfaces.pretrained import find_pretrained, read_normalisation, read_weight_files
 
 BUILT_IN = "vit-tiny-surfaces"
 # Tokens before the patches: class and distillation token, registers. Other kinds have no plain grid of tokens.
 EXTRA_TOKENS = {"vit": 1, "deit": 2, "vit_msn": 1, "dinov2": 1, "dinov2_with_registers": 1, "dinov3_vit": 1}
-FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json",
-         "model-*.safetensors"]
 
 
 class ViT(nn.Module):
@@ -126,7 +123,7 @@ def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positi
     """
     from transformers import MODEL_MAPPING, AutoConfig  # takes seconds, so only who opens a ViT waits for it
 
-    folder, name = _find(source)
+    folder, name = find_pretrained(source, data_dir() / "models" / BUILT_IN)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config._attn_implementation = "sdpa"  # torch's own; a name of the Hub would fetch and run code
@@ -135,7 +132,8 @@ def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positi
         kind = MODEL_MAPPING[type(config)]
         options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
         if seed is None:
-            weights, digest = _read_weights(folder)  # of the very bytes that are used
+            contents, digest = read_weight_files(folder)  # of the very bytes that are used
+            weights = {key: tensor for content in contents for key, tensor in load(content).items()}
             model = _with_weights(kind, config, weights, options)
         else:
             with torch.random.fork_rng(devices=[]):  # the global generator is left alone
@@ -145,7 +143,7 @@ def open_vit(source: str | os.PathLike[str] | None = None, resize: str = "positi
             hashes = sorted(hashlib.sha256(t.contiguous().numpy().tobytes()).digest()
                             for t in model.state_dict().values())
             name, digest = f"{name} with random weights {seed}", hashlib.sha256(b"".join(hashes)).hexdigest()
-        return ViT(model, *_normalisation(folder), name, digest, resize).eval().requires_grad_(False)
+        return ViT(model, *read_normalisation(folder), name, digest, resize).eval().requires_grad_(False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise ValueError(f"{name} cannot be opened as a ViT: {error}") from error
 
@@ -296,56 +294,28 @@ class AttentionJoin(nn.Module):
         return features + answer.transpose(1, 2).unflatten(2, features.shape[-2:])
 
 
+class FiLM(nn.Module):
+    """Modulate features (B, F, h, w) by tokens (B, C, g, g): a factor and a summand per channel and place.
+
+    It starts as the identity. Source: Perez et al., "FiLM: visual reasoning with a general conditioning layer" (2018,
+    arXiv:1709.07871), there for a whole image at once.
+    """
+
+    def __init__(self, channels: int, tokens: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.hidden = nn.Conv2d(tokens, hidden, 1)
+        self.modulation = nn.Conv2d(hidden, 2 * channels, 1)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        hidden = relu(self.hidden(tokens))  # (B, hidden, g, g): at 1 / 16 of the resolution, where it costs little
+        hidden = interpolate(hidden, features.shape[-2:], mode="bilinear", align_corners=False)  # (B, hidden, h, w)
+        scale, shift = self.modulation(hidden).chunk(2, dim=1)  # (B, F, h, w) each
+        return features * (1 + scale) + shift
+
+
 JOINS = {"concat": ConcatJoin, "attention": AttentionJoin}  # a way that is only tried adds itself: lab.joins
-
-
-def _find(source: str | os.PathLike[str] | None) -> tuple[Path, str]:
-    """Return the folder of a ViT and its name; ask the Hub only where a name was given."""
-    source = os.environ.get("DENOISE_VIT", "").strip() if source is None else os.fspath(source)
-    folder = Path(source).expanduser() if source else data_dir() / "models" / BUILT_IN
-    if (folder / "config.json").is_file():
-        return folder, folder.resolve().name  # no path: it goes into cards
-    ways = "a folder in Hugging Face layout or a Hub name such as WinKawaks/vit-tiny-patch16-224"
-    if not source:
-        raise FileNotFoundError(f"the built-in ViT is not in data/models/{BUILT_IN}: restore it from git, make it with "
-                                f"`make train ONLY=student`, or set DENOISE_VIT to {ways}")
-    if folder.is_dir():
-        raise FileNotFoundError(f"{source} has no config.json: wanted {ways}")
-    if source.count("/") != 1 or source[0] in "./~":  # not even the Hub has such a name
-        raise FileNotFoundError(f"there is no ViT {source}: wanted {ways}")
-    from huggingface_hub import errors, snapshot_download  # only who names a model of the Hub needs it
-    try:
-        return Path(snapshot_download(source, allow_patterns=FILES)), source
-    except (OSError, ValueError, errors.HfHubHTTPError) as error:
-        raise FileNotFoundError(f"the ViT {source} is neither a folder nor to be had from the Hub "
-                                f"({type(error).__name__}): go online, unset HF_HUB_OFFLINE, or name a folder with "
-                                "DENOISE_VIT") from error
-
-
-def _read_weights(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """Return a ViT's weights and the sha256 of the bytes of their files: the one, or those that its index names."""
-    names = ["model.safetensors"]
-    if not (folder / names[0]).is_file() and (index := folder / "model.safetensors.index.json").is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))
-        shards = shards.get("weight_map") if isinstance(shards, dict) else None
-        if not isinstance(shards, dict) or not shards:
-            raise ValueError(f"{index.name} must have a weight_map that names files, got {shards!r:.60}")
-        names = sorted(set(map(str, shards.values())))  # a file is named once for every tensor in it
-    home, weights, digest = folder.resolve(), {}, hashlib.sha256()
-    # in the Hub's cache the files of a snapshot are links to ../../blobs
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    for name in names:
-        path = folder / name
-        if path.suffix != ".safetensors" or path.parent != folder or "\\" in name:
-            raise ValueError(f"weights must be .safetensors files in the folder itself, got {name!r}")
-        if not path.is_file():
-            raise ValueError(f"there is no {name}, a file of its weights")
-        if path.resolve().parent not in homes:
-            raise ValueError(f"weights must lie in the folder, and {name} is a link that leads out of it")
-        content = path.read_bytes()  # once, so that what is hashed is what is loaded
-        digest.update(content)
-        weights |= load(content)
-    return weights, digest.hexdigest()
 
 
 def _with_weights(kind: Any, config: Any, weights: dict[str, Tensor], options: dict[str, Any]) -> nn.Module:
@@ -367,16 +337,3 @@ def _with_weights(kind: Any, config: Any, weights: dict[str, Tensor], options: d
     if lost := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise ValueError(f"{len(lost)} of its weights are missing or of another shape, the first is {lost[0]}")
     return model
-
-
-def _normalisation(folder: Path) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of images in [0, 1] that the preprocessor's settings come to."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        raise ValueError("it has no preprocessor_config.json, which says how images are normalised")
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    # what the preprocessor makes of 1.0, our white: it is told of images in 0..255
-    scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
-    if not settings.get("do_normalize", True):
-        return [0.0] * 3, [1 / scale] * 3
-    return [m / scale for m in settings["image_mean"]], [s / scale for s in settings["image_std"]]

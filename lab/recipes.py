@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import torch
 
 import lab.joins  # noqa: F401  "gated", which two of them use
-import lab.resunet  # noqa: F401  the networks that are in training
 from lab.judges import CrackSegmenter
 
 

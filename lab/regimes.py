@@ -68,6 +68,7 @@ from torch.utils.data import Dataset
 from helpers import checkpoints
 from helpers.data import Sample, open_dataset
 from helpers.metrics import crack_zone
+from helpers.models import HybridResUNet, ResUNet
 from helpers.noise import noise_generator
 from helpers.project import data_dir, env_path, set_seed
 from helpers.vit import open_vit
@@ -75,7 +76,6 @@ from lab.aggregate import rounded
 from lab.intervals import holm
 from lab.provenance import provenance
 from lab.recipes import Recipe, log_mse
-from lab.resunet import HybridResUNet, ResUNet
 from lab.student import TEACHER
 from lab.tables import save_tables
 from lab.train import TrainingData, fit_recipe, open_run, training_data

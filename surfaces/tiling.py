@@ -82,7 +82,7 @@ def _lay_line(length, tile, overlap, margin, multiple, shrink):
 
 
 def mirror(start: int, count: int, length: int) -> np.ndarray:
-    """Return `count` indices from `start` on into `length` pixels; beyond the end it is mirrored, the edge not repeated.
+    """Return `count` indices from `start` on into `length` pixels, mirrored beyond their end.
 
     >>> mirror(1, 6, 4).tolist()
     [1, 2, 3, 2, 1, 0]

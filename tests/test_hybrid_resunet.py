@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.vit import open_vit
-from lab.resunet import FiLM, HybridResUNet, ResUNet
+from helpers.models import HybridResUNet, ResUNet
+from helpers.vit import FiLM, open_vit
 
 WIDTHS, VIT = (8, 12, 16), open_vit()
 

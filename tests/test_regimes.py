@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
+from helpers.models import HybridResUNet, ResUNet
 from helpers.vit import open_vit
 from lab.regimes import EncoderResUNet, brightness, gain, percent_of_trunk, run_arm, unclipped
-from lab.resunet import HybridResUNet, ResUNet
 
 NOISY, CLEAN = (torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
 

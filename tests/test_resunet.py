@@ -7,8 +7,8 @@ from torch import nn
 
 from helpers.cam import layers_of
 from helpers.checkpoints import load, read_card
+from helpers.models import ResidualBlock, ResUNet
 from lab.recipes import RECIPES
-from lab.resunet import ResidualBlock, ResUNet
 
 SMALL = {"widths": (8, 12, 16), "blocks": 1}
 
