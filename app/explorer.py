@@ -86,7 +86,7 @@ def models_here() -> dict[str, nn.Module]:
     if os.environ.get("DENOISE_VIT", "").strip() or (data_dir() / "models" / BUILT_IN / "config.json").is_file():
         models["ViT"] = open_vit()
     there = checkpoint_names()
-    for name, checkpoint in {"U-Net": "unet_start", "hybrid": "hybrid"}.items():
+    for name, checkpoint in {"U-Net": "unet_start", "hybrid": "hybrid_attention"}.items():
         if checkpoint in there:
             with suppress(OtherViTError):
                 models[name] = load(checkpoint)

@@ -1,6 +1,6 @@
 """Widgets with one control each: walk between the weights of two networks, drag a divider, upload a photograph.
 
-    WeightWalk(load("hybrid"), load("hybrid_regional"), samples)
+    WeightWalk(load("hybrid_attention"), load("hybrid_regional"), samples)
     Divider({"filter": blur, "U-Net": load("unet")}, samples)
     Upload(treat)
 

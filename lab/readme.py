@@ -44,14 +44,15 @@ def results_part():
 def notebooks_part():
     """Return one table row per notebook: its title as a link, and its answer with the number it rests on."""
     photos = means("photos")
-    answers = {"01": f"A plain U-Net reaches {photos['unet']:.2f} dB on real photographs, the best filter (BM3D) "
-                     f"{photos['bm3d']:.2f}, a Gaussian blur {photos['gaussian']:.2f}; a dense autoencoder stops at "
-                     f"{photos['dense']:.2f}."}
+    answers = {"01": f"A plain U-Net reaches {photos['unet_classic']:.2f} dB on real photographs, the best filter "
+                     f"(BM3D) {photos['bm3d']:.2f}, a Gaussian blur {photos['gaussian']:.2f}; a dense autoencoder "
+                     f"stops at {photos['dense']:.2f}."}
     student = results("student").query("source == 'mean' and block == 'block 5'").set_index("method")["cosine"]
     fair = results("ablation_differences").set_index(["a", "b", "figure"]).loc[("student", "wide", "mse")]
     differs = in_words(*(fair[f"percent{key}"] for key in ("", "_low", "_high", "_covered")), " %", 1)
-    answers["02"] = (f"Not measurably: the hybrid reaches {photos['hybrid']:.2f} dB, the U-Net that it started from "
-                     f"{photos['unet_start']:.2f}, and that U-Net trained on without a ViT {photos['unet']:.2f}; "
+    answers["02"] = (f"Not measurably: the hybrid reaches {photos['hybrid_attention']:.2f} dB, the U-Net that it "
+                     f"started from {photos['unet_start']:.2f}, and that U-Net trained on without a ViT "
+                     f"{photos['unet_classic']:.2f}; "
                      f"with equal data and steps from scratch its error is "
                      f"{differs} from that of "
                      "a U-Net with as many weights. But a ViT can be taught to see through noise: the student's tokens "
@@ -100,7 +101,8 @@ def cost_part():
     lines = ["| network | crops a second, CPU core | 11,000 photographs, CPU core | 1,000,000, CPU core | "
              "1,000,000, one GPU | 1,000,000, eight GPUs |", "| --- | --- | --- | --- | --- | --- |"]
     billions = results("cost").set_index("method")["gmac"]  # multiply-adds at 224 x 224
-    for name, cost in (("unet_start", "unet"), ("hybrid", "hybrid")):  # each was trained on one core
+    # each of these was trained on one core
+    for name, cost in (("unet_start", "unet_classic"), ("hybrid_attention", "hybrid_attention")):
         card = read_card(name)
         recipe, side = card["recipe"], card["recipe"]["crop"]
         rate = recipe["steps"] * recipe["batch_size"] / card["history"][-1]["seconds"]

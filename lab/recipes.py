@@ -87,8 +87,8 @@ RECIPES = {
     # Which optimizer goes on from there? Six minutes each on one core, 5 crops of 128 x 128 a step, dB won on 70 real
     # and 40 drawn validation pictures: AdamW at 2e-4 -0.00 and +0.01, Muon at 3e-4 +0.02 and +0.04, at 1e-3 -0.04 and
     # -0.02. So Muon, longer and at a rate between: +0.20 on the mean of the recipe's own validation pictures.
-    "unet": Recipe("UNet", UNET, steps=8000, batch_size=8, crop=128, start="unet_start", lr=5e-4, optimizer="muon",
-                   colour=0.25, seed=6),
+    "unet_classic": Recipe("UNet", UNET, steps=8000, batch_size=8, crop=128, start="unet_start", lr=5e-4,
+                           optimizer="muon", colour=0.25, seed=6),
     # 42 photographs of everyday things more (EVERYDAY_PHOTOS) in place of drawn surfaces: no better on validation.
     "unet_everyday": Recipe("UNet", UNET, steps=1500, batch_size=5, crop=128, start="unet_start", lr=4e-4, colour=0.25,
                             everyday=0.25, seed=4, shipped=False),
@@ -100,8 +100,8 @@ RECIPES = {
     **{f"hybrid_try_{name}": Recipe("HybridViTUNet", {"width": 32, **options}, steps=600, batch_size=3, crop=192,
                                     start="unet_start", lr=5e-4, colour=0.25, seed=3, shipped=False)
        for name, options in JOINS_TRIED.items()},
-    "hybrid": Recipe("HybridViTUNet", {"width": 32, **JOINS_TRIED["attention"]}, steps=4500, batch_size=3, crop=192,
-                     start="unet_start", lr=4e-4, colour=0.25, seed=5),
+    "hybrid_attention": Recipe("HybridViTUNet", {"width": 32, **JOINS_TRIED["attention"]}, steps=4500, batch_size=3,
+                               crop=192, start="unet_start", lr=4e-4, colour=0.25, seed=5),
     # The new trunk, from scratch. Leg 1 of 3: at a constant rate, so that the next leg goes on from its average.
     # sigma = 80 u ** 1.5 has the mean of the old range 5..60 (32), reaches 80, and is below 15 for a third of the
     # crops: drawn uniformly, weak noise would hardly count, for its squared error is a fraction of strong noise's.
@@ -110,9 +110,13 @@ RECIPES = {
                          everyday=0.2, seed=10, shipped=False),
     # Leg 2 goes on from leg 1's average and lets the rate fall. PSNR is minus the logarithm of the squared error, so
     # that its mean over images asks for the mean logarithm: a crop with weak noise counts as much as one with strong.
-    "trunk": Recipe("ResUNet", {"widths": [64, 112, 160], "blocks": 2}, steps=26000, batch_size=8, crop=128,
-                    sigma=(0, 80), sigma_power=1.25, lr=1e-3, optimizer="muon", colour=0.25, everyday=0.2,
-                    start="trunk_leg1", loss="log", seed=11, shipped=False),
+    "unet": Recipe("ResUNet", {"widths": [64, 112, 160], "blocks": 2}, steps=26000, batch_size=8, crop=128,
+                   sigma=(0, 80), sigma_power=1.25, lr=1e-3, optimizer="muon", colour=0.25, everyday=0.2,
+                   start="trunk_leg1", loss="log", seed=11),
+    # The joins alone are trained, the trunk stays as it is. Crops as large as the tiles that `denoise` cuts for it.
+    "hybrid": Recipe("HybridResUNet", {"widths": [64, 112, 160], "residual_blocks": 2, "blocks": [3, 7]}, steps=3000,
+                     batch_size=2, crop=224, sigma=(0, 80), lr=1e-3, optimizer="muon", colour=0.25, everyday=0.2,
+                     start="unet", loss="log", seed=12),
     "segmenter": Recipe(CrackSegmenter.__name__, {"width": 16}, steps=800, batch_size=8, crop=128, sigma=0,
                         objective="segment"),
 }

@@ -42,8 +42,8 @@ from surfaces.files import atomic_path
 SIGMAS = (15, 25, 50)
 KEPT = ("mse", "ssim", "sharpness", "sharpness_clean", "aligned_numerator", "aligned_denominator", "mse_crack",
         "mse_rest", "legibility", "legibility_outside")
-DENOISERS = ("dense", "dense_skip", "conv", "unet_start", "unet", "hybrid_classic", "hybrid", "hybrid_regional",
-             "hybrid_frequency", "hybrid_frequency_hf", "hybrid_wavelet", "hybrid_cam")
+DENOISERS = ("dense", "dense_skip", "conv", "unet_start", "unet_classic", "hybrid_classic", "hybrid_attention",
+             "hybrid_regional", "hybrid_frequency", "hybrid_cam", "unet", "hybrid")
 
 
 def numpy_picture(tensor):

@@ -54,7 +54,7 @@ TRAIN_TILES = 240  # spread over the sources; those with a crack among them choo
 SETTING = "shared direction, " + ", ".join(name.split()[1] for name in LAYERS)
 STAGES = ("encoder 3", "bottleneck", "decoder 2")
 RANDOM_SEEDS = (0, 1, 2)
-CHECKPOINTS = {"unet": "unet_start", "hybrid": "hybrid"}  # the U-Net is the one that the hybrid started from
+CHECKPOINTS = {"unet": "unet_start", "hybrid": "hybrid_attention"}  # the U-Net is the one that the hybrid started from
 
 
 class Work:

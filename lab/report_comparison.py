@@ -36,7 +36,7 @@ from lab.tables import save_tables
 from lab.unseen import UNSEEN, Familiar, mean_tokens
 
 FILTERED = ("nlm", "wavelet")  # the quick ones; they are told the noise that scikit-image estimates
-TOKENS_OF = ("hybrid", "hybrid_cam")  # in these, tokens are replaced
+TOKENS_OF = ("hybrid_attention", "hybrid_cam")  # in these, tokens are replaced
 PER_SOURCE = {"photos": 12, "built-in": 4}
 
 
@@ -124,15 +124,16 @@ def large(name):
 
 
 def costs():
-    """Return the rows of `cost`: per image of 224 x 224, and of 12 megapixels for the two that people use."""
-    models = {name: load(name) for name in ("conv", "unet", "hybrid_classic", "hybrid") if name in checkpoint_names()}
+    """Return the rows of `cost`: per image of 224 x 224, and for most of 12 megapixels."""
+    networks = ("conv", "unet_classic", "hybrid_classic", "hybrid_attention", "unet", "hybrid")
+    models = {name: load(name) for name in networks if name in checkpoint_names()}
     rows = cost_rows(models)
     picture = torch.rand(1, 3, 224, 224)
     for row in rows:
         model = models[row["method"]]
         with torch.inference_mode():
             row["peak_mb"] = peak_memory(lambda model=model: model(picture), torch.device("cpu")) / 1e6
-        if row["method"] in ("unet", "hybrid"):
+        if row["method"] in ("unet_classic", "hybrid_attention", "unet", "hybrid"):
             row |= cached({"large photograph": row["method"], "sha256": read_card(row["method"])["sha256"]},
                           partial(large, row["method"]))
     return pd.DataFrame(rows, dtype=object).rename(columns={

@@ -28,7 +28,7 @@ from lab.tables import save_tables
 
 BASE = "mse-0"
 SHIPPED = {"hybrid_regional": ("sorted", "aligned", "pixel"), "hybrid_frequency": ("frequency",),
-           "hybrid_frequency_hf": ("frequency_hf",), "hybrid_wavelet": ("wavelet",), "hybrid_cam": ("cam",)}
+           "hybrid_cam": ("cam",)}
 STRENGTHS = {"unsharp": (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.1, 1.5), "blend": (0.02, 0.04, 0.06, 0.09, 0.12, 0.16),
              "noise": (1, 2, 3, 4, 6, 8)}
 RADII = (0.6, 1, 2)

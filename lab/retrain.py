@@ -32,7 +32,7 @@ from lab.runs import refuse_another
 from lab.train import fit_recipe, open_run, training_data
 
 BUDGET = Recipe("HybridViTUNet", data="both", steps=400, batch_size=8, crop=128, sigma=(5, 60), lr=3e-4, colour=0.25,
-                start="hybrid", shipped=False)
+                start="hybrid_attention", shipped=False)
 CAM_LAYER = "block 4"  # the best EigenCAM on train tiles
 MAP_STAGES = ("encoder 2", "bottleneck", "decoder 2")
 TERMS = {
@@ -48,7 +48,8 @@ TERMS = {
     **{f"cam_{control}": lambda control=control: MovedCamLoss(open_vit(), CAM_LAYER, control=control)
        for control in CONTROLS},
 }
-STARTS = {"hybrid": "hybrid", "bilinear": "hybrid", "unet": "unet_start"}  # the checkpoint a run begins with
+# the checkpoint that a run begins with
+STARTS = {"hybrid": "hybrid_attention", "bilinear": "hybrid_attention", "unet": "unet_start"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def starting_model(start):
     """Return the network a run starts from; "bilinear": the hybrid with upsampling that has to be learnt anew."""
     if start != "bilinear":
         return checkpoints.load(STARTS[start])
-    hybrid, card = checkpoints.load("hybrid"), checkpoints.read_card("hybrid")
+    hybrid, card = checkpoints.load("hybrid_attention"), checkpoints.read_card("hybrid_attention")
     set_seed(0)
     model = checkpoints.build(card["architecture"], {**card["arguments"], "upsample": "bilinear"})
     model.load_state_dict({**model.state_dict(), **{key: value for key, value in hybrid.state_dict().items()

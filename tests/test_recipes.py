@@ -63,6 +63,10 @@ def test_starts_are_recipes_of_the_same_network():
             if recipe.architecture == "HybridViTUNet":  # it takes the weights of a U-Net
                 assert start.arguments["width"] == recipe.arguments["width"]
                 assert start.architecture in ("UNet", "HybridViTUNet")
+            elif recipe.architecture == "HybridResUNet":
+                own = recipe.arguments
+                assert start.architecture == "ResUNet"
+                assert start.arguments == {"widths": own["widths"], "blocks": own["residual_blocks"]}
             else:
                 assert (start.architecture, start.arguments) == (recipe.architecture, recipe.arguments)
             assert list(RECIPES).index(recipe.start) < list(RECIPES.values()).index(recipe)
@@ -70,10 +74,10 @@ def test_starts_are_recipes_of_the_same_network():
 
 def test_shipped_denoisers_are_blind_and_hold_what_the_project_promises():
     shipped = {name for name, recipe in RECIPES.items() if recipe.shipped}
-    assert {"dense", "conv", "unet_start", "unet", "segmenter"} <= shipped
+    assert {"dense", "conv", "unet_start", "unet_classic", "unet", "hybrid", "segmenter"} <= shipped
     for name in shipped - {"segmenter"}:
-        assert RECIPES[name].sigma == (5, 60), name
-    assert RECIPES["unet"].arguments["width"] == 32 and RECIPES["unet"].data == "both"
+        assert RECIPES[name].sigma == ((0, 80) if name in ("unet", "hybrid") else (5, 60)), name
+    assert RECIPES["unet_classic"].arguments["width"] == 32 and RECIPES["unet_classic"].data == "both"
     assert RECIPES["segmenter"].objective == "segment" and RECIPES["segmenter"].sigma == 0
     assert RECIPES["dense"].crop == RECIPES["dense_skip"].crop == 56
 
@@ -351,6 +355,6 @@ def test_photographs_are_mixed_in_where_there_are_some(data, photographs, kind, 
 def test_without_photographs_a_start_on_photographs_is_passed_over():
     assert recipes.start_of(RECIPES["unet_blind"], photos="folder") == "unet_photos_only"
     assert recipes.start_of(RECIPES["unet_blind"], photos=None) is None
-    assert recipes.start_of(RECIPES["unet"], photos=None) == "unet_start"
+    assert recipes.start_of(RECIPES["unet_classic"], photos=None) == "unet_start"
     assert recipes.start_of(RECIPES["unet_start"], photos=None) == "unet_colour"
     assert recipes.start_of(RECIPES["unet_colour"], photos=None) == "unet_blind"
