@@ -50,8 +50,8 @@ def notebooks_part():
     student = results("student").query("source == 'mean' and block == 'block 5'").set_index("method")["cosine"]
     fair = results("ablation_differences").set_index(["a", "b", "figure"]).loc[("student", "wide", "mse")]
     differs = in_words(*(fair[f"percent{key}"] for key in ("", "_low", "_high", "_covered")), " %", 1)
-    answers["02"] = (f"Not measurably: the hybrid reaches {photos['hybrid']:.2f} dB, the U-Net that it started from "
-                     f"{photos['unet_start']:.2f}, and that U-Net trained on without a ViT {photos['unet']:.2f}; "
+    answers["02"] = (f"Not where the original joins it: the hybrid reaches {photos['hybrid']:.2f} dB, the U-Net that it "
+                     f"started from {photos['unet_start']:.2f}, and that U-Net trained on without a ViT {photos['unet']:.2f}; "
                      f"with equal data and steps from scratch its error is "
                      f"{differs} from that of "
                      "a U-Net with as many weights. But a ViT can be taught to see through noise: the student's tokens "
