@@ -50,14 +50,12 @@ def notebooks_part():
     student = results("student").query("source == 'mean' and block == 'block 5'").set_index("method")["cosine"]
     fair = results("ablation_differences").set_index(["a", "b", "figure"]).loc[("student", "wide", "mse")]
     differs = in_words(*(fair[f"percent{key}"] for key in ("", "_low", "_high", "_covered")), " %", 1)
-    answers["02"] = (f"Not measurably: the hybrid reaches {photos['hybrid_attention']:.2f} dB, the U-Net that it "
-                     f"started from {photos['unet_start']:.2f}, and that U-Net trained on without a ViT "
-                     f"{photos['unet_classic']:.2f}; "
-                     f"with equal data and steps from scratch its error is "
-                     f"{differs} from that of "
-                     "a U-Net with as many weights. But a ViT can be taught to see through noise: the student's tokens "
-                     f"have a cosine of {student['student, noisy']:.2f} with its teacher's of the clean picture, the "
-                     f"teacher's own {student['teacher, noisy']:.2f}.")
+    answers["02"] = (f"Not where the original joins it: the hybrid reaches {photos['hybrid_attention']:.2f} dB, the "
+                     f"U-Net that it started from {photos['unet_start']:.2f}, and that U-Net trained on without a ViT "
+                     f"{photos['unet_classic']:.2f}; with equal data and steps from scratch its error is {differs} "
+                     "from that of a U-Net with as many weights. But a ViT can be taught to see through noise: the "
+                     f"student's tokens have a cosine of {student['student, noisy']:.2f} with its teacher's of the "
+                     f"clean picture, the teacher's own {student['teacher, noisy']:.2f}.")
     chosen = results("settings").set_index(["table", "setting"])["value"]
     auc = results("cams").query("set == 'photos' and sigma == 50 and source == 'mean'").set_index(
         ["network", "layer", "method"])["auc"]

@@ -9,11 +9,11 @@ import nbformat
 import numpy as np
 import pytest
 
-from helpers import cam, data
+from helpers import cam, data, vit
 from helpers.project import ROOT
 
 matplotlib.use("Agg")
-activation_map = cam.activation_map  # the real one
+activation_map, patch_grid = cam.activation_map, vit.patch_grid  # the real ones
 
 
 def shifted_map(*arguments, **options):
@@ -30,6 +30,8 @@ def _roll(array):
 BROKEN = {
     "a threshold that keeps everything": ("03", "helpers.cam.threshold_cam", lambda cam, *_, **__: cam,
                                           "threshold_cam"),
+    "a grid of tokens that is turned": ("02", "helpers.vit.patch_grid", lambda *arguments: patch_grid(*arguments).mT,
+                                        "patch_grid"),
     "a map that is shifted": ("03", "helpers.cam.activation_map", shifted_map, "activation_map"),
     "a model that returns its input": ("04", "helpers.checkpoints.load", lambda name: lambda noisy: noisy, "sharp"),
 }
