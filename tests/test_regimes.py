@@ -64,8 +64,9 @@ def test_noise_is_not_clipped():
 def test_a_gain_is_the_mean_over_trunks_with_their_interval():
     errors = {("trunk", 0, 0): 1.0, ("trunk", 1, 0): 2.0, ("two_pass", 0, 0): 0.98, ("two_pass", 0, 1): 0.96,
               ("two_pass", 1, 0): 1.98, ("two_pass", 1, 1): 1.98}
-    items = pd.DataFrame([{"arm": arm, "trunk": trunk, "seed": seed, "sigma": 150, "set": "photos", "source": "a",
-                           "swap": "none", "mse": mse} for (arm, trunk, seed), mse in errors.items()])
+    items = pd.DataFrame([{"arm": arm, "trunk": trunk, "seed": seed, "regime": "noise", "sigma": 150, "hole": 0,
+                           "set": "photos", "source": "a", "name": "a1", "swap": "none", "mse": mse}
+                          for (arm, trunk, seed), mse in errors.items()])
     rows = percent_of_trunk(items)
     assert rows.query("arm == 'two_pass'")["percent"].round(6).tolist() == [-2, -4, -1, -1]
     found = gain(rows, "two_pass", "trunk")

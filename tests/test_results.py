@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.project import ROOT, data_dir, results
+from lab.regimes import SIGMAS
 from lab.tables import KEYS, save_table
 
 ITEM = ("name", "photo", "group", "source", "has_mask")
@@ -258,7 +259,7 @@ def test_figures_are_in_their_range(table):
     if "n" in found:
         assert (found["n"] > 0).all()
     if "sigma" in found:
-        assert found["sigma"].isin([0, 15, 25, 50]).all()
+        assert found["sigma"].isin(SIGMAS if table.startswith("regimes") else [0, 15, 25, 50]).all()
 
 
 @pytest.mark.parametrize("table", [table for table in TABLES if table.split("_")[-1] != "items" and "source" in results(
