@@ -181,8 +181,9 @@ def differences(items):
     tiles = {method: part.reset_index(drop=True) for method, part in items.groupby("method", sort=False)}
     networks = [name for name in DENOISERS if name.startswith(("unet", "hybrid")) and name in tiles]
     rows = []
-    for method in sorted(networks, key="unet_start".__eq__):  # the one that all others started from comes last
-        for against in (name for name in ("bm3d", "unet_start") if name in tiles and name != method):
+    for method in networks:
+        rivals = ["bm3d", "unet_classic", *(["unet"] if method == "hybrid" else [])]
+        for against in (name for name in rivals if name in tiles and name != method):
             mine, other = tiles[method], tiles[against]
             rows += [{"method": method, "against": against, "source": source,
                       **interval(part["psnr"], other["psnr"][part.index], part)}
