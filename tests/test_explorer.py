@@ -261,7 +261,7 @@ def test_models_here_takes_what_is_there(monkeypatch, tmp_path):
     monkeypatch.delenv("DENOISE_VIT", raising=False)
     assert "U-Net" in models_here()
     def beside_another(name):
-        if name == "hybrid":
+        if name == "hybrid_attention":
             raise OtherViTError("it was trained beside another ViT")
         return UNet(4)
     with monkeypatch.context() as patch:
