@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+import torch
 
 from helpers import cam, data, vit
 from helpers.project import ROOT
@@ -47,7 +48,8 @@ def test_a_broken_helper_stops_the_notebook(case, monkeypatch):
     monkeypatch.chdir(path.parent)
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     names = {"__name__": "__main__"}
-    with pytest.raises(AssertionError):
+    # a notebook may switch gradients off for good: the tests that follow must not inherit that
+    with torch.enable_grad(), pytest.raises(AssertionError):
         for source in cells:
             exec(source, names)
     plt.close("all")
