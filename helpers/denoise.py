@@ -2,9 +2,8 @@
 
     denoised = denoise(load("unet"), image)     # numpy (H, W, 3) or torch (3, H, W), and the same comes back
 
-Neighbouring tiles cross-fade (`surfaces.tiling`): whatever a model makes of its tiles, their borders are never a step
-above 1/255.
-What is missing at the image's end is mirrored. Beside image and result only a band is in memory.
+Neighbouring tiles cross-fade (`surfaces.tiling`), so that no border of one is a step above 1/255, whatever a model
+makes of them. What is missing at the image's end is mirrored. Beside image and result only a band is in memory.
 """
 
 import argparse
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from helpers.checkpoints import CheckpointError, checkpoint_names, load
+from helpers.checkpoints import CheckpointError, load
 from helpers.models import Denoiser, check_finite_weights
 from helpers.project import bfloat16_is_fast, pick_device
 from surfaces.batch import process_files
@@ -29,7 +28,6 @@ from surfaces.folders import list_outputs
 from surfaces.tiling import Tiles, lay_tiles, mirror
 
 TILE = 768  # pixels; on a CPU cheaper than 512 (which overlaps more) and below 1 GB for a U-Net of width 32
-DEFAULTS = ("hybrid", "unet")  # the first of these checkpoints that is there
 
 
 def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = None, overlap: int | None = None,
@@ -183,12 +181,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Exit status: 0, 1 where a photograph failed (stderr says which and why; the rest goes on), 2 for misuse."))
     parser.add_argument("input", metavar="IN", type=Path, help="a photograph, or a folder of them")
     parser.add_argument("output", metavar="OUT", type=Path, help="the result, or a folder: names are kept, with .png")
-    parser.add_argument("--model", metavar="NAME", help=f"checkpoint; default the first there of {', '.join(DEFAULTS)}")
+    parser.add_argument("--model", metavar="NAME", default="unet", help="checkpoint; default %(default)s")
     parser.add_argument("--force", action="store_true", help="overwrite results, though never a photograph of IN")
     options = parser.parse_args(arguments)
     try:
-        name = options.model or next((name for name in DEFAULTS if name in checkpoint_names()), DEFAULTS[-1])
-        model, pairs = load(name).to(pick_device()), list_outputs(options.input, options.output)
+        model, pairs = load(options.model).to(pick_device()), list_outputs(options.input, options.output)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))  # exits with 2
     except CheckpointError as error:
@@ -196,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         work = partial(denoise, model, progress=sys.stderr.isatty(), fast=True)
-        failed = process_files(pairs, work, name, options.force)
+        failed = process_files(pairs, work, options.model, options.force)
     except KeyboardInterrupt:
         return 130
     return 1 if failed else 0

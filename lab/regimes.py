@@ -46,7 +46,7 @@ what photographs look like. A regression from tokens to what is left wrong found
 3. Expected: 1 to 2.5 % over the trunk, 0.3 to 1 % over the best control. "Helps" if the interval's lower end is above
    0 and its mean at least 0.5 %; "no useful help" if its upper end is below 0.5 %; else "undecided".
 4. Exploratory, with Holm's correction: sigma 25, 50, 75, 100, 200, 300; the crack zone; the other arms.
-5. Equal steps, data and noise.
+5. Equal steps, data and noise. Weights and work of every arm are in `regimes_cost`.
 
 A pilot on every second sutcrack tile of valid, one trunk, one seed, came before this text: `oracle` -3.8 % at sigma
 150, `two_pass` -2.4 %, `random` -1.5 %. It chose a frozen trunk (trained along: `oracle` -3.6 %) and FiLM alone (with a
@@ -317,9 +317,12 @@ def gain(rows: pd.DataFrame, arm: str, against: str, swap: str = "none") -> dict
     """Return the gain of an arm, 100 * (1 - its squared error / that of `against`), as a t-interval over trunks.
 
     `rows` are those of one sigma, set and source in `percent_of_trunk`. The seeds of a trunk are averaged first: they
-    share its weights. Without two trunks there is no interval.
+    share its weights. Without two trunks there is no interval. ValueError where they saw other numbers of images.
     """
     rows = rows.query("swap == 'none' or arm == @against")
+    sizes = rows.query("arm == @arm and swap == 'none' or arm == @against and swap == @swap")["n"].unique()
+    if len(sizes) > 1:
+        raise ValueError(f"{arm} and {against} ({swap}) must be measured on the same images, got {sizes.tolist()}")
     table = rows.pivot_table(index=["trunk", "seed"], columns=["arm", "swap"], values="mse")
     ours, other = table[arm, "none"], table[against, swap]
     if against == "trunk":  # measured once per trunk
@@ -372,11 +375,15 @@ def report() -> None:
     for (sigma, name, source), part in rows.groupby(["sigma", "set", "source"], sort=False):
         arms = [arm for arm in part["arm"].unique() if arm != "trunk"]
         pairs = [(arm, "trunk", "none") for arm in arms] + [("two_pass", c, "none") for c in CONTROLS if c in arms]
-        pairs += [("two_pass", "two_pass", swap) for swap in part["swap"].unique() if swap != "none"]
         tiles = items.query("sigma == @sigma and set == @name and source == @source")
         gains += [{"arm": arm, "against": against, "swap": swap, "sigma": sigma, "set": name, "source": source,
-                   **gain(part, arm, against, swap), **(over_places(tiles, arm, against) if swap == "none" else {})}
+                   **gain(part, arm, against, swap), **over_places(tiles, arm, against)}
                   for arm, against, swap in pairs]
+        for swap in sorted(set(part["swap"]) - {"none"}):
+            # an image without a partner was never told another's tokens: it is left out of both sides
+            both = tiles[tiles["name"].isin(tiles.loc[tiles["swap"] == swap, "name"])]
+            gains.append({"arm": "two_pass", "against": "two_pass", "swap": swap, "sigma": sigma, "set": name,
+                          "source": source, **gain(percent_of_trunk(both), "two_pass", "two_pass", swap)})
     gains = pd.DataFrame(gains)
     primary = gains.eval("arm == 'two_pass' and against == @control and sigma == @PRIMARY and source == 'sutcrack'")
     gains["role"] = np.where(primary, "primary", "exploratory")

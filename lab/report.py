@@ -182,7 +182,8 @@ def differences(items):
     networks = [name for name in DENOISERS if name.startswith(("unet", "hybrid")) and name in tiles]
     rows = []
     for method in networks:
-        rivals = ["bm3d", "unet_classic", *(["unet"] if method == "hybrid" else [])]
+        start = {"unet": "unet_classic", "hybrid": "unet"}.get(method, "unet_start")  # what it is to be better than
+        rivals = ("bm3d", start)
         for against in (name for name in rivals if name in tiles and name != method):
             mine, other = tiles[method], tiles[against]
             rows += [{"method": method, "against": against, "source": source,

@@ -2,6 +2,7 @@
 
     CRACK_PHOTOS=... python -m lab.report_comparison
     CRACK_PHOTOS=... python -m lab.report_comparison --methods unet    only these, the rest as it was
+    CRACK_PHOTOS=... python -m lab.report_comparison --cost            the table `cost` alone
 
 Noise that no network was trained on, crack legibility of the clean pictures, the token intervention in a retrained
 hybrid, cost, and the vectors that say whether a photograph is like those trained on. Kept in data/cache/report/ like
@@ -157,7 +158,10 @@ def familiar(photos):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", help="measure only these, and put them into the tables that there are")
+    parser.add_argument("--cost", action="store_true", help="measure only what networks cost")
     options = parser.parse_args()
+    if options.cost:
+        return save_tables({"cost": costs()}, provenance("python -m lab.report_comparison --cost", 0))
     if found := set(options.methods or ()) & set(TOKENS_OF):
         parser.error(f"of {', '.join(sorted(found))} more is measured: measure all anew")
     photos = env_path("CRACK_PHOTOS")

@@ -471,13 +471,13 @@ def test_one_photograph(checkpoints, capsys):
     assert sorted(path.name for path in (checkpoints / "new").iterdir()) == ["a.png", "out.png"]  # nothing half done
 
 
-def test_default_is_the_best_checkpoint_there(checkpoints, capsys):
+def test_default_is_the_unet_and_another_has_to_be_named(checkpoints, capsys):
     picture(checkpoints / "a.png")
     save(UNet(width=4), "hybrid", {"architecture": "UNet", "arguments": {"width": 4}})
-    assert run(checkpoints / "a.png", checkpoints / "hybrid.png") == 0
-    assert "pixels, hybrid," in capsys.readouterr().out
-    assert run(checkpoints / "a.png", checkpoints / "b.png", "--model", "unet") == 0
+    assert run(checkpoints / "a.png", checkpoints / "b.png") == 0
     assert "pixels, unet," in capsys.readouterr().out
+    assert run(checkpoints / "a.png", checkpoints / "hybrid.png", "--model", "hybrid") == 0
+    assert "pixels, hybrid," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["out.jpg", "out.tif", "out.webp", "out.bmp", "out.ppm", "OUT.PNG"])

@@ -72,3 +72,9 @@ def test_a_gain_is_the_mean_over_trunks_with_their_interval():
     found = gain(rows, "two_pass", "trunk")
     assert found["trunks"] == 2 and found["gain"] == pytest.approx((3 + 1) / 2)
     assert found["low"] == pytest.approx(2 - 12.706 * 1, abs=1e-2) and found["high"] > 2  # t of one degree of freedom
+    # one image more without swapped tokens: what is compared must be paired
+    swapped = items.query("arm == 'two_pass'").assign(swap="swapped", mse=1.0)
+    more = pd.concat([items, items.assign(name="a2", mse=9 * items["mse"]), swapped])
+    with pytest.raises(ValueError, match=r"two_pass and two_pass \(swapped\) must be .* same images, got \[2, 1\]"):
+        gain(percent_of_trunk(more), "two_pass", "two_pass", "swapped")
+    assert gain(percent_of_trunk(pd.concat([items, swapped])), "two_pass", "two_pass", "swapped")["trunks"] == 2
