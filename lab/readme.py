@@ -18,7 +18,6 @@ from helpers.checkpoints import load, read_card
 from helpers.data import open_dataset
 from helpers.denoise import denoise
 from helpers.metrics import as_image
-from helpers.plots import in_words
 from helpers.project import ROOT, results
 from helpers.vit import open_vit
 from surfaces.files import atomic_path
@@ -50,7 +49,7 @@ def notebooks_part():
     gains = results("regimes_gains").query("sigma == 150 and swap == 'none'").set_index(["source", "arm", "against"])
     cracks, things = ("{gain:.2f} % [{low:.2f}, {high:.2f}]".format(**gains.loc[(source, "two_pass", "random")])
                       for source in ("sutcrack", "everyday"))
-    answers["02"] = ("Where the noise is strong, a little: at sigma 150 a pretrained ViT that looks at the first output "
+    answers["02"] = ("Where the noise is strong, a little: at sigma 150 a pretrained ViT that looks at a first output "
                      f"removes {cracks} more of the squared error than a random ViT does on cracked surfaces, and "
                      f"{things} on everyday photographs. At the bottleneck, where the original joins it, it is hardly "
                      "used.")
