@@ -46,7 +46,7 @@ def denoise(model: nn.Module, image: np.ndarray | Tensor, tile: int | None = Non
         overlap: pixels that neighbours share at least; default both radii and 32 to cross-fade (136 for `UNet`), for
             small tiles (below 454) less. From 16 on no border of a tile is a step above 1/255.
         batch_size: tiles at once; default 768 x 768 pixels of them.
-        fast: compute in bfloat16 where the processor has it: about half the time, and at sigma 50 0.01 dB lost.
+        fast: compute in bfloat16 where the processor has it: a third of the time and 0.003 dB less (`unet`, sigma 50).
 
     Raises:
         TypeError: `model` is no `torch.nn.Module`; `image` is neither array nor tensor, or of another dtype.

@@ -6,15 +6,19 @@ GPU it is the time on the clock. The timer is `lab.cost.median_seconds`.
     python -m lab.bench losses       the regional sharpness loss: pooled, unfolded, and in a loop over windows;
                                      what the CAM-weighted loss adds to a training step of the hybrid
     python -m lab.bench cam          EigenCAM and KPCA_CAM beside pytorch-grad-cam's own
+    python -m lab.bench denoise      the networks in float32 and in bfloat16
     python -m lab.bench slider       a move of the explorer's slider beside a map computed anew in a new figure
 """
 
 import argparse
+from functools import partial
 
 import torch
 from torch import nn
 
 from helpers.cam import layers_of
+from helpers.checkpoints import load
+from helpers.denoise import denoise
 from helpers.losses import NEIGHBOURS, CamWeightedLoss, CombinedLoss, RegionalSharpnessLoss, window_scores
 from helpers.models import HybridViTUNet
 from helpers.project import pick_device
@@ -184,7 +188,15 @@ def bench_slider(options):
     run(options.seconds)
 
 
-BENCHES = {"losses": bench_losses, "cam": bench_cam, "slider": bench_slider}
+def bench_denoise(options):
+    """Denoise an image of 768 x 768 in float32 and, where the processor has it, in bfloat16."""
+    device, image = pick_device(), torch.rand(3, 768, 768, generator=torch.Generator().manual_seed(0))
+    models = {name: load(name).to(device) for name in ("unet_classic", "unet", "hybrid")}
+    compare(bench_denoise.__doc__, {f"{name}{', fast' if fast else ''}": partial(denoise, model, image, fast=fast)
+                                    for name, model in models.items() for fast in (False, True)}, device, 0)
+
+
+BENCHES = {"denoise": bench_denoise, "losses": bench_losses, "cam": bench_cam, "slider": bench_slider}
 
 
 def main():
